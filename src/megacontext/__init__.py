@@ -1,0 +1,3 @@
+"""MegaContext: virtual memory for language models."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,132 @@
+"""Every error that MegaContext raises on purpose, under one root.
+
+::
+
+    MegaContextError
+    ├── InvalidInput (ValueError)        what the caller passed cannot be used; the message says what to do
+    │   ├── BudgetError                  the window's budget cannot hold what must be in it
+    │   ├── EditError                    an illegal expand or collapse; names the entry
+    │   ├── UnknownReference             no such branch, tag, commit, document or node
+    │   └── ConfigError                  a configuration that contradicts itself
+    ├── InvariantError                   an invariant of the design is broken; never healed silently
+    ├── StorageError
+    │   ├── MemoryNotFound               no memory at that path
+    │   ├── MemoryExists                 there is one already
+    │   ├── FormatVersionError           written by a version that this one cannot read
+    │   ├── CorruptObject                bytes differ from their checksum; names the object
+    │   ├── MissingObject                an object that is referred to is not there
+    │   ├── BranchLocked                 another writer holds the branch
+    │   ├── RefConflict                  a branch moved while it was being written
+    │   └── StorageFull                  the disk refused the write; what was acknowledged is kept
+    ├── ModelError
+    │   ├── ModelNotFound                neither a folder nor a reachable hub id
+    │   ├── ModelMismatch                fingerprints of memory, tokenizer, base or GistNet differ
+    │   ├── CorruptCheckpoint            a checkpoint that cannot be read
+    │   └── UnsupportedModel             an architecture that the adapter cannot drive
+    ├── IngestError                      a source that cannot be read at all
+    └── TrainingError
+        ├── DatasetError                 an empty split, a corpus without text
+        └── DivergedError                the loss is no longer a finite number
+"""
+
+from __future__ import annotations
+
+
+class MegaContextError(Exception):
+    """Root of all deliberate errors."""
+
+
+class InvalidInput(MegaContextError, ValueError):
+    """What the caller passed cannot be used; the message says what to do."""
+
+
+class BudgetError(InvalidInput):
+    """The window's budget cannot hold what must be in it."""
+
+
+class EditError(InvalidInput):
+    """An illegal expand or collapse; the message names the entry."""
+
+
+class UnknownReference(InvalidInput):
+    """No such branch, tag, commit, document or node."""
+
+
+class ConfigError(InvalidInput):
+    """A configuration that contradicts itself."""
+
+
+class InvariantError(MegaContextError):
+    """An invariant of the design is broken; the message names the entry."""
+
+
+class StorageError(MegaContextError):
+    """Something is wrong with a memory on disk."""
+
+
+class MemoryNotFound(StorageError):
+    """No memory at that path."""
+
+
+class MemoryExists(StorageError):
+    """A memory is there already."""
+
+
+class FormatVersionError(StorageError):
+    """The memory was written by a version that this one cannot read."""
+
+
+class CorruptObject(StorageError):
+    """Bytes differ from their checksum; the message names the object."""
+
+
+class MissingObject(StorageError):
+    """An object that is referred to is not there."""
+
+
+class BranchLocked(StorageError):
+    """Another writer holds the branch."""
+
+
+class RefConflict(StorageError):
+    """A branch moved while it was being written."""
+
+
+class StorageFull(StorageError):
+    """The disk refused the write; what was acknowledged before is kept."""
+
+
+class ModelError(MegaContextError):
+    """Something is wrong with a model."""
+
+
+class ModelNotFound(ModelError):
+    """Neither a folder nor a reachable hub id."""
+
+
+class ModelMismatch(ModelError):
+    """Fingerprints of memory, tokenizer, base model or GistNet differ."""
+
+
+class CorruptCheckpoint(ModelError):
+    """A checkpoint that cannot be read."""
+
+
+class UnsupportedModel(ModelError):
+    """An architecture that the adapter cannot drive."""
+
+
+class IngestError(MegaContextError):
+    """A source that cannot be read at all."""
+
+
+class TrainingError(MegaContextError):
+    """Training cannot go on."""
+
+
+class DatasetError(TrainingError):
+    """An empty split, or a corpus without text."""
+
+
+class DivergedError(TrainingError):
+    """The loss is no longer a finite number."""
