@@ -1,0 +1,126 @@
+"""Documents: where every block came from. Records lie in pages of 32 in a Merkle list, as canonical JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, fields
+
+from megacontext.errors import UnknownReference
+from megacontext.storage.hashing import Json, canonical
+from megacontext.storage.merkle import get
+from megacontext.storage.objects import ObjectReader
+from megacontext.storage.segment import Strand
+
+RECORDS = "documents"
+PAGE_RECORDS = 32
+
+
+@dataclass(frozen=True, kw_only=True)
+class DocumentRecord:
+    """One document of a timeline, or one version of it.
+
+    It covers `blocks` blocks from `start_block` and holds `tokens` real tokens; what fills up its last block
+    is not counted. `chars` and `lines` are the length of its text. `open`: it is a conversation that still
+    grows; then `tokens` may reach into an unfinished block behind `blocks`. `original` names the object with
+    the source's bytes where decoding the tokens does not give them back, else ''.
+    """
+
+    ordinal: int
+    source: str
+    version: int = 1
+    start_block: int = 0
+    blocks: int = 0
+    tokens: int = 0
+    chars: int = 0
+    lines: int = 0
+    text_hash: str = ""
+    media_type: str = "text/plain"
+    ingested_at: float = 0.0
+    tags: tuple[str, ...] = ()
+    labels: tuple[str, ...] = ()
+    original: str = ""
+    open: bool = False
+
+    def to_json(self) -> Json:
+        """The record as a JSON object."""
+        return {**asdict(self), "tags": list(self.tags), "labels": list(self.labels)}
+
+    @classmethod
+    def from_json(cls, value: Json) -> DocumentRecord:
+        """The inverse of `to_json`; raises TypeError or KeyError for another form."""
+        known = {each.name: value[each.name] for each in fields(cls)}
+        known["tags"], known["labels"] = tuple(value["tags"]), tuple(value["labels"])
+        return cls(**known)
+
+
+def page_object(records: list[DocumentRecord]) -> bytes:
+    """A page of at most 32 records."""
+    return canonical({"kind": RECORDS, "records": [record.to_json() for record in records]})
+
+
+def load_page(reader: ObjectReader, name: str) -> list[DocumentRecord]:
+    """The records of a page."""
+    return [DocumentRecord.from_json(value) for value in reader.json(name, RECORDS)["records"]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DocumentTree:
+    """The root object of a commit's provenance: `count` records, and where in its text each block starts."""
+
+    count: int = 0
+    records: Strand = field(default_factory=Strand)
+    spans: Strand = field(default_factory=Strand)
+
+    KIND = "document-tree"
+
+    def to_bytes(self) -> bytes:
+        """The object's content."""
+        return canonical(
+            {
+                "kind": self.KIND,
+                "count": self.count,
+                "records": self.records.to_json(),
+                "spans": self.spans.to_json(),
+            }
+        )
+
+    @classmethod
+    def from_json(cls, value: Json) -> DocumentTree:
+        """The inverse of `to_bytes`, after parsing."""
+        return cls(
+            count=value["count"],
+            records=Strand.from_json(value["records"]),
+            spans=Strand.from_json(value["spans"]),
+        )
+
+
+class Documents:
+    """The documents of a snapshot, in order: sealed pages, then the newest records in memory."""
+
+    def __init__(self, reader: ObjectReader, records: Strand, newest: tuple[DocumentRecord, ...]) -> None:
+        self._reader = reader
+        self._pages = records.segments
+        self._sealed = records.segments.count * PAGE_RECORDS
+        self._newest = newest
+
+    def __len__(self) -> int:
+        return self._sealed + len(self._newest)
+
+    def __iter__(self) -> Iterator[DocumentRecord]:
+        for number in range(self._pages.count):
+            yield from load_page(self._reader, get(self._reader, self._pages, number))
+        yield from self._newest
+
+    def __getitem__(self, ordinal: int) -> DocumentRecord:
+        """The record with this ordinal; raises UnknownReference if there is none."""
+        if not 0 <= ordinal < len(self):
+            raise UnknownReference(f"no document {ordinal}; there are {len(self)}")
+        if ordinal >= self._sealed:
+            return self._newest[ordinal - self._sealed]
+        number, slot = divmod(ordinal, PAGE_RECORDS)
+        page = self._reader.json(get(self._reader, self._pages, number), RECORDS)
+        return DocumentRecord.from_json(page["records"][slot])
+
+    def find(self, source: str) -> list[DocumentRecord]:
+        """All versions of a source, oldest first. Reads every page: for more than a few, use an index."""
+        return [record for record in self if record.source == source]

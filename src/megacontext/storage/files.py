@@ -1,0 +1,155 @@
+"""The operating system calls that durability rests on, in one place.
+
+Every byte that this package writes goes through these functions. So an error of the disk is translated
+once, and a test can stand between the package and the disk to play a crash after any single step.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from megacontext.errors import BranchLocked, StorageError, StorageFull
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+@contextmanager
+def translated(path: Path) -> Iterator[None]:
+    """Turns the errors of the operating system into StorageFull or StorageError that name `path`."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        if error.errno in FULL:
+            raise StorageFull(
+                f"cannot write {path}: {reason}; what was acknowledged is kept, free some space and run again"
+            ) from error
+        raise StorageError(f"cannot write {path}: {reason}") from error
+
+
+def write(descriptor: int, data: bytes | memoryview, path: Path) -> None:
+    """Writes all of `data`; raises StorageFull when it does not fit (a part may have been written)."""
+    rest = memoryview(data)
+    with translated(path):
+        while rest:
+            rest = rest[os.write(descriptor, rest) :]
+
+
+def sync(descriptor: int, path: Path) -> None:
+    """Returns once the file's data and size are on the disk."""
+    with translated(path):
+        os.fdatasync(descriptor)
+
+
+def truncate(descriptor: int, size: int, path: Path) -> None:
+    """Cuts the file to `size` bytes."""
+    with translated(path):
+        os.ftruncate(descriptor, size)
+
+
+def make_folder(path: Path) -> None:
+    """Creates a folder and those above it; the entry is durable after `sync_folder` of the one above."""
+    with translated(path):
+        path.mkdir(parents=True, exist_ok=True)
+
+
+def sync_folder(path: Path) -> None:
+    """Returns once the entries of the folder (names created, renamed or removed) are on the disk."""
+    with translated(path):
+        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def create(path: Path, data: bytes | memoryview) -> None:
+    """Writes a new file without syncing it; nothing is left behind when the disk is full."""
+    with translated(path):
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+    try:
+        write(descriptor, data, path)
+    except BaseException:
+        with suppress(OSError):
+            os.unlink(path)
+        raise
+    finally:
+        os.close(descriptor)
+
+
+def sync_file(path: Path) -> None:
+    """Syncs a file that was written earlier."""
+    with translated(path):
+        descriptor = os.open(path, os.O_RDONLY)
+    try:
+        sync(descriptor, path)
+    finally:
+        os.close(descriptor)
+
+
+def rename(source: Path, target: Path) -> None:
+    """Atomically puts `source` in the place of `target`; durable after `sync_folder`."""
+    with translated(target):
+        os.replace(source, target)
+
+
+def remove(path: Path) -> None:
+    """Removes a file if it is there; durable after `sync_folder`."""
+    with translated(path), suppress(FileNotFoundError):
+        os.unlink(path)
+
+
+def prepare(path: Path, data: bytes) -> Path:
+    """Writes and syncs what is to take the place of `path`, beside it; see `install`."""
+    # One name is enough: whoever may replace the file holds a lock, and a leftover is overwritten.
+    temporary = path.with_name(f".{path.name}.tmp")
+    create(temporary, data)
+    sync_file(temporary)
+    return temporary
+
+
+def install(temporary: Path, path: Path) -> None:
+    """Puts a prepared file in its place, durably."""
+    rename(temporary, path)
+    sync_folder(path.parent)
+
+
+def replace_file(path: Path, data: bytes) -> None:
+    """Replaces a small file atomically and durably: whoever reads it sees the old or the new content."""
+    install(prepare(path, data), path)
+
+
+class FileLock:
+    """An exclusive lock that the operating system drops when the process ends, however it ends."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        with translated(path):
+            self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+
+    def acquire(self, *, wait: bool, what: str) -> None:
+        """Takes the lock; raises BranchLocked naming `what` and the holder when it is taken and not `wait`."""
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError as error:
+            holder = os.pread(self._descriptor, 32, 0).decode("ascii", "replace").strip() or "unknown"
+            self.release()
+            raise BranchLocked(
+                f"{what} is being written by process {holder}; wait for it to finish, or write to another branch"
+            ) from error
+        if not wait:
+            # For the message above only: the lock itself is flock's, a stale number locks nothing.
+            with suppress(OSError):
+                os.ftruncate(self._descriptor, 0)
+                os.pwrite(self._descriptor, f"{os.getpid()}\n".encode(), 0)
+
+    def release(self) -> None:
+        """Drops the lock; a second call does nothing."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1

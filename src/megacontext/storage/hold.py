@@ -1,0 +1,163 @@
+"""Holding a branch: its lock, its recovered state, and the one way in which a commit is made durable."""
+
+from __future__ import annotations
+
+import time as clock
+from contextlib import suppress
+from types import TracebackType
+from typing import Self
+
+from megacontext.errors import CorruptObject, StorageError
+from megacontext.storage import files
+from megacontext.storage.commit import Commit
+from megacontext.storage.documents import PAGE_RECORDS
+from megacontext.storage.gists import LayerSpec
+from megacontext.storage.journal import Journal, Record, RecordKind, read_journal, unfinished
+from megacontext.storage.objects import LocalObjectStore
+from megacontext.storage.place import Place
+from megacontext.storage.refs import BRANCHES
+from megacontext.storage.seal import Sealer
+from megacontext.storage.snapshot import Snapshot
+from megacontext.storage.state import Base, BranchState, journal_spec, layer_tree
+
+
+class BranchHold:
+    """A branch that this process alone may change. One thread at a time, except for `sync`.
+
+    Raises BranchLocked if somebody else holds it, UnknownReference if there is no such branch.
+    """
+
+    def __init__(self, place: Place, branch: str) -> None:
+        self.branch = branch
+        self._place = place
+        place.refs.branch(branch)
+        self._lock = files.FileLock(place.lock(branch))
+        self._lock.acquire(wait=False, what=f"branch {branch!r}")
+        try:
+            self._store: LocalObjectStore = place.store(branch)
+            self._store.clean()
+            self._journal, self._state = self._recover()
+        except BaseException:
+            self._lock.release()
+            raise
+
+    def sync(self) -> None:
+        """Acknowledges: returns once everything written so far survives a crash."""
+        self._journal.sync()
+
+    def snapshot(self) -> Snapshot:
+        """What a reader sees now, unsynced writes included."""
+        return Snapshot(self._place.reader, self._state, self._place.segment_blocks)
+
+    def commit(self, message: str = "", author: str = "", time: float | None = None) -> str:
+        """Settles everything that is finished, and the open document so far, in a commit; returns its name.
+        Without anything new that is the branch's last commit. `time` is in seconds since 1970.
+
+        On StorageFull the branch is as before, with all that was acknowledged.
+        """
+        self.sync()
+        base, state = self._state.base, self._state
+        sealer = Sealer(self._store, self._place.segment_blocks)
+        try:
+            tail = state.visible_tail()
+            tokens = sealer.tokens(base.tokens, tail)
+            documents = sealer.documents(base.documents, state.visible_documents(), tail)
+            layers = dict(base.commit.layers)
+            if state.spec and state.tail.gists and tokens.blocks:
+                layer = layer_tree(self._place.reader, base, state.spec)
+                layer = sealer.gists(layer, state.tail.gists, tokens.blocks, tokens.strand.segments)
+                layers[state.spec.fingerprint] = self._store.put(layer.to_bytes())
+            commit = Commit(
+                tokens=self._store.put(tokens.to_bytes()),
+                documents=self._store.put(documents.to_bytes()),
+                layers=layers,
+                blocks=tokens.blocks,
+                open_tokens=tokens.open_tokens,
+                document_count=documents.count,
+                parents=(base.name,),
+                author=author,
+                time=clock.time() if time is None else time,
+                message=message,
+            )
+            return self._publish(commit)
+        except BaseException:
+            self._store.discard()
+            raise
+
+    def close(self) -> None:
+        """Acknowledges what was written and lets the branch go; an open document stays open."""
+        try:
+            if not self._journal.closed:
+                self.sync()
+        finally:
+            self._journal.close()
+            self._lock.release()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        # An error on the way out must not hide the one that leads here.
+        with suppress(*((StorageError,) if error else ())):
+            self.close()
+
+    def _recover(self) -> tuple[Journal, BranchState]:
+        """Brings the branch back to where its last writer was, whatever ended it."""
+        place = self._place
+        head, path = place.refs.branch(self.branch), place.journal(self.branch)
+        content = read_journal(path)
+        frames = content.live(head) if content else []
+        if frames is None:
+            raise CorruptObject(f"journal {path} does not continue commit {head}; run `megacontext fsck`")
+        base = Base.load(place.reader, head)
+        state = BranchState.load(place.reader, base, place.segment_blocks, journal_spec(frames))
+        state.replay(frames)
+        journal = Journal(path, head, content)
+        if content and content.base != head:
+            # The crash came between the move of the branch and the cut of the journal.
+            journal.restart(head, frames)
+        return journal, state
+
+    def _reload(self, spec: LayerSpec | None) -> None:
+        """Starts again from the branch's commit, with an empty journal and another layer."""
+        place, base = self._place, self._state.base
+        state = BranchState.load(place.reader, base, place.segment_blocks, spec)
+        if self._journal.records:
+            self._journal.restart(base.name, ())
+        self._state = state
+
+    def _publish(self, commit: Commit) -> str:
+        """Makes a staged commit the branch's: objects, then the mark in the journal, then the ref, then the cut.
+        A crash between any two of them leaves the state before or after, whole."""
+        base = self._state.base
+        old = base.commit
+        if (commit.tokens, commit.documents, commit.layers) == (old.tokens, old.documents, old.layers):
+            self._store.discard()
+            return base.name
+        name = self._store.put(commit.to_bytes())
+        self._store.sync()
+        self._journal.append(Record(RecordKind.COMMIT, {"commit": name}, {}))
+        self._journal.sync()
+        self._place.refs.move(BRANCHES, self.branch, base.name, name)
+        self._settle(Base.load(self._place.reader, name))
+        return name
+
+    def _settle(self, base: Base) -> None:
+        """Continues on a new commit; what is unfinished is carried over."""
+        old = self._state
+        sealed = base.documents.records.segments.count - old.base.documents.records.segments.count
+        tail = old.tail.after(base.tokens.strand.segments.count * self._place.segment_blocks)
+        state = BranchState(base, tail, old.records[sealed * PAGE_RECORDS :], old.spec)
+        state.active = old.active
+        self._state = state
+        frames = []
+        if old.active and not old.active.begun.open:
+            frames = unfinished(self._journal.content().frames)
+        # The commit stands even if the journal cannot be cut: its COMMIT record says what counts.
+        with suppress(StorageError):
+            self._journal.restart(base.name, frames)

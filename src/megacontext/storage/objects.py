@@ -1,0 +1,196 @@
+"""Object stores: bytes named by the hash of their content, written once, never changed.
+
+`ObjectStore` is the seam: the local folder here, S3 and its like later, all under the same names.
+`ObjectReader` lies over any of them and keeps parsed objects.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+import os
+import shutil
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol, TypeVar
+
+from megacontext.errors import CorruptObject, MissingObject
+from megacontext.storage import files
+from megacontext.storage.hashing import Json, digest, is_name
+from megacontext.storage.tensors import Array, decode
+
+# Below this a read is cheaper than a map, and a map of its own would waste most of its page.
+MAPPED_FROM = 64 * 1024
+
+Bytes = TypeVar("Bytes", bytes, memoryview)
+
+
+class ObjectStore(Protocol):
+    """What every object store promises. `megacontext.testing.store` holds the test of the promise."""
+
+    def put(self, data: bytes) -> str:
+        """Stages an object and returns its name. Readable here at once; durable and readable by others
+        after `sync`. Putting what is there already changes nothing. Raises StorageFull."""
+
+    def sync(self) -> None:
+        """Returns once every staged object is durable under its name. Raises StorageFull."""
+
+    def discard(self) -> None:
+        """Forgets the objects staged since the last `sync`."""
+
+    def get(self, name: str) -> bytes:
+        """The object's bytes, checked against the name. Raises MissingObject, CorruptObject."""
+
+    def view(self, name: str) -> memoryview:
+        """As `get`, but mapped into memory where the store can: for large objects read in parts.
+        Checked as a whole now, not again when pages are read later."""
+
+    def has(self, name: str) -> bool:
+        """Whether the object is there (staged or durable), without reading it."""
+
+    def names(self) -> Iterator[str]:
+        """The names of all durable objects, sorted."""
+
+
+class LocalObjectStore:
+    """Objects as files `objects/ab/<name>` of a folder.
+
+    `staging` is this store's own folder for files that are not synced yet; nobody else may use it. What a
+    crash left in it is removed by `clean`, which the holder of a branch's lock calls for the branch's own.
+    """
+
+    def __init__(self, root: Path, staging: Path) -> None:
+        self._root = root
+        self._staging = staging
+        self._staged: dict[str, Path] = {}
+
+    def clean(self) -> None:
+        """Removes what an earlier process left in the staging folder."""
+        shutil.rmtree(self._staging, ignore_errors=True)
+
+    def put(self, data: bytes) -> str:
+        name = digest(data)
+        if not self.has(name):
+            files.make_folder(self._staging)
+            path = self._staging / name
+            files.create(path, data)
+            self._staged[name] = path
+        return name
+
+    def sync(self) -> None:
+        # All files before the first rename, all renames before the folders: an object that has its name
+        # is whole, and ext4 groups the syncs of neighbours.
+        for path in self._staged.values():
+            files.sync_file(path)
+        folders = {self._path(name).parent for name in self._staged}
+        new = [folder for folder in sorted(folders) if not folder.is_dir()]
+        for folder in new:
+            files.make_folder(folder)
+        for name, path in self._staged.items():
+            files.rename(path, self._path(name))
+        for folder in sorted(folders):
+            files.sync_folder(folder)
+        if new:
+            files.sync_folder(self._root)
+        self._staged.clear()
+
+    def discard(self) -> None:
+        for path in self._staged.values():
+            path.unlink(missing_ok=True)
+        self._staged.clear()
+
+    def get(self, name: str) -> bytes:
+        try:
+            data = self._locate(name).read_bytes()
+        except FileNotFoundError as error:
+            raise _missing(name) from error
+        return _checked(name, data)
+
+    def view(self, name: str) -> memoryview:
+        try:
+            descriptor = os.open(self._locate(name), os.O_RDONLY)
+        except FileNotFoundError as error:
+            raise _missing(name) from error
+        try:
+            if os.fstat(descriptor).st_size < MAPPED_FROM:
+                return memoryview(self.get(name))
+            mapped = mmap.mmap(descriptor, 0, prot=mmap.PROT_READ)
+        finally:
+            os.close(descriptor)
+        view = _checked(name, memoryview(mapped))
+        # Scattered reads follow; the default would read ahead megabytes around each of them.
+        mapped.madvise(mmap.MADV_RANDOM)
+        return view
+
+    def has(self, name: str) -> bool:
+        return name in self._staged or self._path(name).is_file()
+
+    def names(self) -> Iterator[str]:
+        for folder in sorted(self._root.iterdir()) if self._root.is_dir() else ():
+            for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+                if is_name(path.name):
+                    yield path.name
+
+    def _path(self, name: str) -> Path:
+        return self._root / name[:2] / name
+
+    def _locate(self, name: str) -> Path:
+        return self._staged.get(name) or self._path(name)
+
+
+def _missing(name: str) -> MissingObject:
+    return MissingObject(f"object {name} is not there; `megacontext fsck` tells what it held")
+
+
+def _checked(name: str, data: Bytes) -> Bytes:
+    if digest(data) != name:
+        raise CorruptObject(f"object {name} is damaged: its {len(data)} bytes differ from its name")
+    return data
+
+
+class TensorObject(NamedTuple):
+    """A parsed object: read-only arrays by name, and string metadata (`kind` among them)."""
+
+    arrays: dict[str, Array]
+    metadata: dict[str, str]
+
+
+class ObjectReader:
+    """Parsed objects of a store, the `keep` last used kept. Safe to share between threads."""
+
+    def __init__(self, store: ObjectStore, keep: int = 8192) -> None:
+        self.store = store
+        self._keep = keep
+        self._lock = threading.Lock()
+        self._parsed: OrderedDict[str, Any] = OrderedDict()
+
+    def tensors(self, name: str, kind: str) -> TensorObject:
+        """The safetensors object `name`; raises CorruptObject if it is damaged or not of that `kind`."""
+        parsed: TensorObject = self._read(name, lambda: TensorObject(*decode(self.store.view(name))))
+        if parsed.metadata.get("kind") != kind:
+            raise CorruptObject(f"object {name} should hold {kind}, not {parsed.metadata.get('kind')}")
+        return parsed
+
+    def json(self, name: str, kind: str) -> Json:
+        """The JSON object `name`; raises CorruptObject if it is damaged or not of that `kind`."""
+        parsed: Json = self._read(name, lambda: dict(json.loads(self.store.get(name))))
+        if parsed.get("kind") != kind:
+            raise CorruptObject(f"object {name} should hold {kind}, not {parsed.get('kind')}")
+        return parsed
+
+    def _read(self, name: str, parse: Callable[[], Any]) -> Any:
+        with self._lock:
+            if name in self._parsed:
+                self._parsed.move_to_end(name)
+                return self._parsed[name]
+        try:
+            parsed = parse()
+        except (ValueError, TypeError) as error:
+            raise CorruptObject(f"object {name} cannot be parsed: {error}") from error
+        with self._lock:
+            self._parsed[name] = parsed
+            if len(self._parsed) > self._keep:
+                self._parsed.popitem(last=False)
+        return parsed

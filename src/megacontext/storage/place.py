@@ -1,0 +1,39 @@
+"""Where the parts of a memory lie on the local disk."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from megacontext.storage.objects import LocalObjectStore, ObjectReader
+from megacontext.storage.refs import Refs, quoted
+
+INFO = "megacontext.json"
+FOLDERS = ("objects", "refs/heads", "refs/tags", "journal", "locks", "staging")
+
+
+@dataclass(frozen=True)
+class Place:
+    """The folder of a memory, with what everyone who reads it shares."""
+
+    root: Path
+    segment_blocks: int
+    refs: Refs
+    reader: ObjectReader
+
+    def journal(self, branch: str) -> Path:
+        """The journal of a branch."""
+        return self.root / "journal" / f"{quoted(branch)}.wal"
+
+    def lock(self, branch: str) -> Path:
+        """The file whose lock makes a process the branch's writer."""
+        return self.root / "locks" / quoted(branch)
+
+    def store(self, branch: str) -> LocalObjectStore:
+        """An object store to write to, for whoever holds the branch."""
+        return local_store(self.root, quoted(branch))
+
+
+def local_store(root: Path, staging: str) -> LocalObjectStore:
+    """The objects of a memory, with a staging folder of that name."""
+    return LocalObjectStore(root / "objects", root / "staging" / staging)

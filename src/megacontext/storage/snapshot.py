@@ -1,0 +1,159 @@
+"""Snapshots: an immutable, consistent view of a memory at one moment, whatever a writer does meanwhile."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from megacontext.core.node import BLOCK
+from megacontext.core.timeline import Timeline
+from megacontext.errors import UnknownReference
+from megacontext.storage.column import Column
+from megacontext.storage.commit import Commit, load_layer
+from megacontext.storage.documents import DocumentRecord, Documents
+from megacontext.storage.gists import GistTree, Layer, load_rows
+from megacontext.storage.merkle import MerkleList, get, iterate
+from megacontext.storage.objects import ObjectReader
+from megacontext.storage.segment import SPANS, TOKENS, UNKNOWN
+from megacontext.storage.state import BranchState
+from megacontext.storage.tensors import F16, I64, U8, U32, Array
+
+
+class Snapshot:
+    """What a memory holds at one moment: tokens, gists, documents. Reads cost what they return, not what
+    the memory holds. Damaged objects raise CorruptObject or MissingObject when they are read.
+
+    `blocks` complete blocks; `open_ids` uint32 [k] the tokens of the unfinished block behind them (only an
+    open conversation has one); `commit_name` and `commit` what it builds on; `documents` by ordinal.
+    """
+
+    def __init__(self, reader: ObjectReader, state: BranchState, segment_blocks: int) -> None:
+        tail = state.visible_tail()
+        self.commit_name: str = state.base.name
+        self.commit: Commit = state.base.commit
+        self.blocks: int = tail.start + len(tail.ids)
+        self.open_ids: U32 = tail.open_ids
+        self.documents = Documents(reader, state.base.documents.records, state.visible_documents())
+        self._reader = reader
+        self._segment_blocks = segment_blocks
+        self._layers = _Layers(reader, state, segment_blocks, self.blocks)
+        segments, spans = state.base.tokens.strand.segments, state.base.documents.spans.segments
+        self._segments = segments
+
+        def column(label: str, items: MerkleList, kind: str, name: str, rows: Array) -> Column:
+            def fetch(number: int) -> Array:
+                return reader.tensors(get(reader, items, number), kind).arrays[name]
+
+            return Column(label, fetch, segment_blocks, tail.start, rows)
+
+        self._ids = column("blocks", segments, TOKENS, "ids", tail.ids)
+        self._fill = column("blocks", segments, TOKENS, "fill", tail.fill)
+        self._doc = column("blocks", segments, TOKENS, "doc", tail.doc)
+        self._chars = column("blocks", spans, SPANS, "chars", tail.chars)
+        self._lines = column("blocks", spans, SPANS, "lines", tail.lines)
+
+    @property
+    def cursor(self) -> int:
+        """Length of the timeline in tokens, filling and the unfinished block included."""
+        return self.blocks * BLOCK + len(self.open_ids)
+
+    @property
+    def sealed_blocks(self) -> int:
+        """Blocks in sealed segments; those from here on lie in the tail."""
+        return self._segments.count * self._segment_blocks
+
+    def segments(self) -> list[str]:
+        """Names of the sealed token segments in order: keys for what is derived from them, shared by branches."""
+        return list(iterate(self._reader, self._segments))
+
+    def timeline(self) -> Timeline:
+        """The timeline as the core knows it."""
+        return Timeline(blocks=self.blocks, open_tokens=len(self.open_ids))
+
+    def tokens(self, start: int, stop: int) -> U32:
+        """Token ids of blocks `start:stop`, uint32 [n, 32]; raises UnknownReference outside `blocks`."""
+        return self._ids.range(start, stop)
+
+    def tokens_at(self, blocks: I64) -> U32:
+        """Token ids of the blocks at int64 [k] indices, uint32 [k, 32]."""
+        return self._ids.at(blocks)
+
+    def fill(self, start: int, stop: int) -> U8:
+        """Real tokens of blocks `start:stop`, uint8 [n]: 32 but for the last block of a document."""
+        return self._fill.range(start, stop)
+
+    def fill_at(self, blocks: I64) -> U8:
+        """Real tokens of the blocks at int64 [k] indices, uint8 [k]."""
+        return self._fill.at(blocks)
+
+    def documents_at(self, blocks: I64) -> U32:
+        """Ordinals of the documents of the blocks at int64 [k] indices, uint32 [k]."""
+        return self._doc.at(blocks)
+
+    def document_of(self, block: int) -> DocumentRecord:
+        """The document of a block; the unfinished block counts."""
+        if block == self.blocks and len(self.open_ids):
+            return self.documents[len(self.documents) - 1]
+        return self.documents[int(self._doc.range(block, block + 1)[0])]
+
+    def spans_at(self, blocks: I64) -> tuple[I64, I64]:
+        """Where blocks start in their documents' text: characters (from 0) and lines (from 1), int64 [k]
+        each; -1 where it is not known."""
+        return _known(self._chars.at(blocks)), _known(self._lines.at(blocks))
+
+    @property
+    def layers(self) -> Mapping[str, int]:
+        """The gist layers: fingerprint → how many blocks it covers."""
+        return self._layers.coverage
+
+    def layer(self, fingerprint: str | None = None) -> Layer:
+        """A gist layer by its GistNet's fingerprint; without one, the only layer, or the one that the branch is
+        being written with. Raises UnknownReference if there is none or the choice is not clear."""
+        return self._layers.open(fingerprint)
+
+    def gists(self, lod: int, start: int, stop: int, layer: str | None = None) -> F16:
+        """Gists of nodes `start:stop` of a level, float16 [n, g, d], from `layer(layer)`."""
+        return self.layer(layer).gists(lod, start, stop)
+
+    def gists_at(self, lod: int, index: I64, layer: str | None = None) -> F16:
+        """Gists of the nodes at int64 [k] indices of a level, float16 [k, g, d], from `layer(layer)`."""
+        return self.layer(layer).gists_at(lod, index)
+
+
+class _Layers:
+    """The gist layers of a snapshot, opened when asked for."""
+
+    def __init__(self, reader: ObjectReader, state: BranchState, segment_blocks: int, blocks: int) -> None:
+        self._reader = reader
+        self._segment_blocks = segment_blocks
+        self._trees = {fingerprint: load_layer(reader, root) for fingerprint, root in state.base.commit.layers.items()}
+        self._open: dict[str, Layer] = {}
+        self.coverage = {fingerprint: tree.blocks for fingerprint, tree in self._trees.items()}
+        self._written = ""
+        if state.spec and state.tail.gists and blocks:
+            name = self._written = state.spec.fingerprint
+            tree = self._trees.get(name) or GistTree(spec=state.spec)
+            # Opened at once: the writer's rows move on.
+            self._open[name] = Layer(reader, segment_blocks, tree, state.tail.gists, blocks)
+            self.coverage[name] = blocks
+
+    def open(self, fingerprint: str | None) -> Layer:
+        name = fingerprint or self._written
+        if not name and len(self.coverage) == 1:
+            name = next(iter(self.coverage))
+        if name not in self.coverage:
+            known = ", ".join(sorted(self.coverage)) or "none: it was written without a GistNet"
+            raise UnknownReference(f"no gist layer {name or 'is the obvious one'}; this memory has {known}")
+        if name not in self._open:
+            tree = self._trees[name]
+            rows = load_rows(self._reader, tree, self._segment_blocks)
+            self._open[name] = Layer(self._reader, self._segment_blocks, tree, rows, tree.blocks)
+        return self._open[name]
+
+
+def _known(values: U32) -> I64:
+    """UNKNOWN becomes -1."""
+    known = values.astype(np.int64)
+    known[values == UNKNOWN] = -1
+    return known

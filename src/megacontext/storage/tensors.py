@@ -1,0 +1,69 @@
+"""A canonical safetensors codec: named arrays to bytes and back, without a copy on the way back.
+
+Any tool that reads safetensors opens these bytes. The library itself is not used for writing, because
+objects are named by their content and the names must not change with a library's choice of header.
+Arrays are laid out by falling item size, then by name; the header is padded to 8 bytes, so every array
+is aligned when the file is mapped.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+U32 = NDArray[np.uint32]
+U8 = NDArray[np.uint8]
+F16 = NDArray[np.float16]
+I64 = NDArray[np.int64]
+
+_NAMES = {"uint8": "U8", "uint32": "U32", "int64": "I64", "float16": "F16"}
+_DTYPES = {code: np.dtype(name) for name, code in _NAMES.items()}
+
+
+def encode(arrays: Mapping[str, Array], metadata: Mapping[str, str]) -> bytes:
+    """The bytes of `arrays` (uint8, uint32, int64 or float16, any shape) and string `metadata`."""
+    order = sorted(arrays, key=lambda name: (-arrays[name].itemsize, name))
+    header: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))}
+    offset = 0
+    for name in order:
+        array = arrays[name]
+        end = offset + array.nbytes
+        header[name] = {
+            "dtype": _NAMES[array.dtype.name],
+            "shape": list(array.shape),
+            "data_offsets": [offset, end],
+        }
+        offset = end
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
+    text += b" " * (-len(text) % 8)
+    parts = [np.ascontiguousarray(arrays[name]).data.cast("B") for name in order if arrays[name].size]
+    return b"".join((len(text).to_bytes(8, "little"), text, *parts))
+
+
+def decode(data: bytes | memoryview) -> tuple[dict[str, Array], dict[str, str]]:
+    """Arrays (read-only views into `data`) and metadata; raises ValueError if `data` is not of this form."""
+    view = memoryview(data)
+    try:
+        start = 8 + int.from_bytes(view[:8], "little")
+        header = json.loads(bytes(view[8:start]))
+        metadata = header.pop("__metadata__")
+        arrays = {name: _array(view[start:], entry) for name, entry in header.items()}
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+        raise ValueError("not a safetensors object") from error
+    return arrays, metadata
+
+
+def _array(view: memoryview, entry: dict[str, Any]) -> Array:
+    begin, end = entry["data_offsets"]
+    dtype, shape = _DTYPES[entry["dtype"]], tuple(entry["shape"])
+    if end - begin != math.prod(shape) * dtype.itemsize or end > len(view):
+        raise ValueError("an array's size differs from its shape")
+    array: Array = np.frombuffer(view[begin:end], dtype).reshape(shape)
+    array.setflags(write=False)
+    return array
