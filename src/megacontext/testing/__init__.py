@@ -1,0 +1,2 @@
+"""The shipped test kit: tiny models of every family, conformance suites. Nothing shipped imports
+it."""
