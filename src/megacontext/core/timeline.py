@@ -128,7 +128,11 @@ class Timeline:
             raise InvalidInput(
                 f"a timeline only grows: it has {self.tokens} tokens and cannot become {blocks * BLOCK + open_tokens}"
             )
-        return Timeline(blocks, open_tokens, self.dead)
+        later = Timeline(blocks, open_tokens)
+        # Dead ranges stay valid when a timeline grows; every decoded token comes by here.
+        carried = {name: value for name, value in self.__dict__.items() if "dead" in name}
+        later.__dict__.update(carried)
+        return later
 
     def append(self, tokens: int) -> Timeline:
         """The timeline after ``tokens`` more tokens."""
@@ -154,6 +158,8 @@ class Timeline:
         """Whether this is ``earlier`` after appends and deaths: nothing is lost or revived."""
         if self.tokens < earlier.tokens:
             return False
+        if self.dead == earlier.dead:
+            return True
         spans = zip(*earlier.dead, strict=True) if earlier.dead else ((), ())
         starts, stops = (np.array(side, np.int64) for side in spans)
         at = np.searchsorted(self._dead_starts, starts, side="right") - 1

@@ -220,16 +220,36 @@ def test_a_target_beats_the_collapse_of_its_family() -> None:
     assert Expand(1, 70) in plan.edits and Collapse(3, 0) not in plan.edits
 
 
-def test_collapses_can_pay_over_several_levels() -> None:
-    """A raw block has to be gisted before the family around it can pay for the second swap."""
+def opened_before() -> WorkingContext:
+    """A full window: two LOD2 nodes, the first one opened down to one raw block."""
     opened = apply_all([Expand(2, 0), Expand(1, 7)], WorkingContext.coarsest(Timeline(64), 200, 0))
-    window = WorkingContext(opened.timeline, opened.lod, opened.index, opened.cost, 0)
-    targets = Targets([40, 41], [0.9, 0.1])
-    plan = allocator(max_edits=None).plan(window, FocusScores.zeros(window, targets))
-    assert plan.edits == ()  # a path costs 62, and only the raw block (31) can go
-    scores = FocusScores(np.where(window.lod == 2, 0.5, 0.0), targets)
-    plan = allocator(max_edits=None).plan(window, scores)
-    assert plan.edits == (Collapse(1, 7), Expand(2, 1), Collapse(2, 0), Expand(1, 40))
+    return WorkingContext(opened.timeline, opened.lod, opened.index, opened.cost, 0)
+
+
+def test_collapses_can_pay_over_several_levels() -> None:
+    """A path costs 62; the raw block frees 31, and only then the family around it is whole."""
+    window = opened_before()
+    scores = FocusScores.zeros(window, Targets([40, 41], [0.9, 0.1]))
+    plan = allocator().plan(window, scores)
+    assert plan.edits == (Collapse(1, 7), Collapse(2, 0), Expand(2, 1), Expand(1, 40))
+    assert plan.cost == window.cost
+    kept = FocusScores(np.where(window.lod == 2, 0.0, 0.5), Targets([40], [0.9]))
+    assert reasons(allocator().plan(window, kept))[Expand(1, 40)].startswith("no better path")
+    history = EditHistory().record([Expand(1, 7)])
+    refused = allocator().plan(window, scores, history)
+    assert refused.edits == () and reasons(refused)[Expand(1, 40)].startswith("over budget")
+
+
+def test_deep_payments_go_on_in_the_next_refocus() -> None:
+    window, history = opened_before(), EditHistory()
+    taken: list[object] = []
+    for _ in range(5):
+        scores = FocusScores.zeros(window, Targets([40], [0.9]))
+        plan = allocator(max_edits=1).plan(window, scores, history)
+        window, history = apply_all(plan.edits, window), history.record(plan.edits)
+        taken += plan.edits
+    assert taken == [Collapse(1, 7), Expand(2, 1), Collapse(2, 0), Expand(1, 40)]
+    assert window.find(0, 40) is not None
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -1,10 +1,10 @@
 """The greedy allocator: best first, collapses pay for expansions, every refusal has a reason.
 
 Scores: positive opens, negative closes (see ``scores``). Candidates are gists above the expand
-threshold, families below minus the collapse threshold, and targets below high-level gists, which
-need a path of expansions. They are ranked by gain per cost, in units of opening one block, so that
-among equal costs the score decides. An expansion that does not fit may be paid by collapsing the
-families that are worth least, as long as they are worth less than it gains.
+threshold, families below minus the collapse threshold, and targets below high-level gists, which need
+a path of expansions. They are ranked by gain per cost, in units of opening one block, so that among
+equal costs the score decides. An expansion that does not fit may be paid by collapsing the families
+that are worth least, as long as they are worth less than it gains.
 """
 
 from __future__ import annotations
@@ -13,14 +13,18 @@ import heapq
 
 import numpy as np
 
+from megacontext.core.allocator.candidates import Candidates, Row
 from megacontext.core.allocator.config import AllocatorConfig
 from megacontext.core.allocator.history import EditHistory
 from megacontext.core.allocator.plan import Ledger, Plan, Reason
-from megacontext.core.allocator.room import carry, collapse_until
+from megacontext.core.allocator.room import carry, cheapest_collapses, collapse_until
 from megacontext.core.allocator.scores import FocusScores, worth
-from megacontext.core.edits import Collapse, Edit, Expand, apply_all, families, inverse
-from megacontext.core.node import BLOCK, BoolArray, FloatArray, IntArray, Node, ancestor
+from megacontext.core.edits import Collapse, Edit, Expand, apply_all, inverse
+from megacontext.core.node import Node, parent
 from megacontext.core.working_context import WorkingContext
+
+_DEEP_TRIALS = 3  # candidates that may look for payers over several levels, in one refocus
+_TOO_DEAR = (Reason.OVER_BUDGET, Reason.NO_BETTER, Reason.EDIT_LIMIT)
 
 
 class GreedyAllocator:
@@ -61,16 +65,8 @@ def _edited(window: WorkingContext, scores: FocusScores, edits: tuple[Edit, ...]
     return after, FocusScores(entries, scores.targets)
 
 
-# (-gain per cost, comes after collapses, age, row): the smallest is taken first.
-_Rank = tuple[float, bool, int, int]
-
-
 class _Refocus:
-    """One run of the greedy rules: candidate columns, and what has been taken so far.
-
-    Rows of the ledger: one expansion per entry [0, n), one collapse per family [n, n + f), one path
-    per deep target [n + f, n + f + k), and at the end tail blocks, dead targets and steps of paths.
-    """
+    """One pass of the greedy rules over the candidates of one window, and what it has taken so far."""
 
     def __init__(
         self,
@@ -80,289 +76,221 @@ class _Refocus:
         config: AllocatorConfig,
         left: int | None,
     ) -> None:
-        self.window, self.value = window, worth(window, scores)
-        # Opening a high gist gains its own score; what lies below it pays at the leaves.
-        self.opening = np.where(window.lod > 1, scores.entries, self.value.entries)
-        self.blocked, self.config = blocked, config
-        self.cost, self.left = window.cost, left
+        self.rows = Candidates(window, scores, blocked, config)
+        self.blocked, self.max_edits, self.left = blocked, config.max_edits, left
+        self.limit = window.budget - config.reserve  # what the cost may not exceed
+        self.reserve = config.reserve
+        self.cost = window.cost
         self.edits: list[Edit] = []
-        self.path_steps: list[tuple[Edit, float, int, Reason]] = []
-        self.details: dict[int, str] = {}
+        self.reason: list[int] = self.rows.first_reason.tolist()
+        self.gain: list[float] = self.rows.score.tolist()
+        self.costs: list[int] = self.rows.cost.tolist()
+        closing = self.rows.first_reason[self.rows.families_at : self.rows.targets_at]
+        self.family_open: list[bool] = (closing != Reason.COOLDOWN).tolist()
+        self.payers = [at for at in self.rows.payers if self.family_open[at]]
+        self.payable = sum(self.rows.saving[at] for at in self.payers)
         self.opened: set[Node] = set()
-        # Columns are computed with NumPy; what the loop touches row by row is faster as lists.
-        self.nodes: list[Node] = list(zip(window.lod.tolist(), window.index.tolist(), strict=True))
-        self._measure_families()
-        self.whole_cost = self._path_costs()
-        self.costs = np.concatenate([window.expand_costs, -self.family.saving, self.whole_cost])
-        self._first_reasons()
-
-    def _measure_families(self) -> None:
-        window, family = self.window, families(self.window)
-        self.family = family
-        self.targets_at = len(window) + len(family)
-        price = np.zeros(len(family))
-        family_of = np.full(len(window) + 1, -1, np.int64)
-        if len(family):
-            # Sums over [first, first + count); a trailing zero lets the last family end at n.
-            bounds = np.column_stack([family.first, family.first + family.count]).ravel()
-            price = np.add.reduceat(np.append(self.value.entries, 0.0), bounds)[::2] / family.count
-            member = np.repeat(np.arange(len(family)), family.count)
-            start = np.cumsum(family.count) - family.count
-            family_of[np.arange(member.size) + (family.first - start)[member]] = member
-        self.price = price
-        self.family_of: list[int] = family_of.tolist()
-        # Cheapest first, then oldest; families are in timeline order already.
-        payers = np.argsort(price, kind="stable")
-        self.payers: list[int] = payers[family.saving[payers] > 0].tolist()
-        self.prices: list[float] = price.tolist()
-        self.savings: list[int] = family.saving.tolist()
-
-    def _first_reasons(self) -> None:
-        config, n = self.config, len(self.window)
-        self.score = np.concatenate([self.opening, -self.price, self.value.gain])
-        raw = self.window.lod == 0
-        wanted = self.score > config.expand_threshold
-        wanted[:n] &= ~raw
-        wanted[n : self.targets_at] = -self.price > config.collapse_threshold
-        reason = np.full(self.score.size, Reason.BELOW_THRESHOLD, np.int8)
-        reason[:n][raw] = Reason.LEAF
-        self.family_open = [True] * len(self.family)
-        for edit in self.blocked:
-            row = self._row(edit)
-            if row is None:
-                continue
-            if row >= n:
-                self.family_open[row - n] = False  # it cannot pay either
-            if wanted[row] or row >= n:
-                reason[row] = Reason.COOLDOWN
-            wanted[row] = False
-        self.wanted = wanted
-        self.reason: list[int] = reason.tolist()
-
-    def _row(self, edit: Edit) -> int | None:
-        if isinstance(edit, Expand):
-            return self.window.find(edit.lod, edit.index)
-        same = (self.family.lod == edit.lod) & (self.family.index == edit.index)
-        found = np.flatnonzero(same)
-        return len(self.window) + int(found[0]) if found.size else None
+        self.details: dict[int, str] = {}
+        self.extra: list[Row] = []  # chosen edits on nodes that no row stands for
 
     def run(self) -> None:
         """Take candidates, best first, until none or no edit is left."""
-        heap = self._ranked()
+        heap = self.rows.ranked()
         heapq.heapify(heap)
         while heap and self.left != 0:
             row = heapq.heappop(heap)[-1]
             if self.reason[row] != Reason.BELOW_THRESHOLD:
                 continue  # settled: opened on another's path, or an older rank of the same target
-            if row < len(self.window):
-                self._try_open(row, row, [self.nodes[row]], float(self.score[row]))
-            elif row < self.targets_at:
-                self._close_family(row - len(self.window))
+            if self.rows.families_at <= row < self.rows.targets_at:
+                self._close_family(row - self.rows.families_at)
+            elif row < self.rows.families_at and (refusal := self._hopeless(row)):
+                self.reason[row] = refusal
             else:
-                for other in self._open_target(row):
-                    heapq.heappush(heap, self._rank(other))
+                for other in self._open(row):
+                    heapq.heappush(heap, self.rows.rank(other, self.opened))
         for *_, row in heap:
             if self.reason[row] == Reason.BELOW_THRESHOLD:
                 self.reason[row] = Reason.EDIT_LIMIT
+        if not self.edits and self.left != 0:
+            self._pay_deep()
 
-    def _ranked(self) -> list[_Rank]:
-        """All wanted rows. Ties: collapses first, oldest first; then expansions, newest first."""
-        rows = np.flatnonzero(self.wanted)
-        first = self.window.first_blocks
-        age = np.concatenate([first, first[self.family.first], self.value.block])[rows]
-        closes = (rows >= len(self.window)) & (rows < self.targets_at)
-        unit = BLOCK - self.window.vectors
-        rate = np.where(closes, 1.0, unit / np.maximum(self.costs[rows], 1)) * self.score[rows]
-        late = self._after_targets(rate, rows)
-        columns = (-rate, ~closes | late, np.where(closes, age, -age), rows)
-        return list(zip(*(column.tolist() for column in columns), strict=True))
+    def ledger(self) -> Ledger:
+        """Everything that was considered, with its final reason."""
+        return self.rows.ledger(self.reason, self.details, self.extra)
 
-    def _after_targets(self, rate: FloatArray, rows: IntArray) -> BoolArray:
-        """Let a target below a family go first if it gains more than the family's collapse.
-
-        A long path has a low rate, so the collapse would come first and shut the target out. Lowers
-        ``rate`` of such families in place to that of the target; returns where it did, bool[rows].
-        """
-        late = np.zeros(rows.size, np.bool_)
-        place = {row: at for at, row in enumerate(rows.tolist())}
-        for target in rows[np.searchsorted(rows, self.targets_at) :].tolist():
-            member = self.family_of[self._entry(target)]
-            at = place.get(len(self.window) + member, -1) if member >= 0 else -1
-            if at >= 0 and self.score[target] > self.score[rows[at]]:
-                rate[at] = min(rate[at], rate[place[target]])
-                late[at] = True
-        return late
-
-    def _rank(self, row: int) -> _Rank:
-        """The rank of a target as its path is now."""
-        cost = max(self._path_cost(self._path(row)), 1)
-        rate = (BLOCK - self.window.vectors) / cost * float(self.score[row])
-        return -rate, True, -int(self.value.block[row - self.targets_at]), row
-
-    def _open_target(self, row: int) -> list[int]:
-        """Open the path to a target; other targets whose paths it shortened, to be ranked anew."""
-        path = self._path(row)
-        opened = self._try_open(row, self._entry(row), path, float(self.score[row]))
-        lod, index = path[0]
-        if not opened or lod == 1:
-            return []
-        below = np.flatnonzero(self.value.block // BLOCK ** (lod - 1) == index) + self.targets_at
-        too_dear = (Reason.OVER_BUDGET, Reason.NO_BETTER, Reason.EDIT_LIMIT)
-        for other in below.tolist():
-            if self.reason[other] in too_dear:
-                self.reason[other] = Reason.BELOW_THRESHOLD
-        still = Reason.BELOW_THRESHOLD
-        return [at for at in below.tolist() if self.wanted[at] and self.reason[at] == still]
+    def _hopeless(self, row: int) -> Reason | None:
+        """Why an entry cannot be paid for at all: a quick look that spares most of a full window."""
+        need = self.cost + self.costs[row] - self.limit
+        if need <= 0:
+            return None
+        if need > self.payable:
+            return Reason.OVER_BUDGET
+        while not self.family_open[self.payers[0]]:
+            self.payers.pop(0)
+        return Reason.NO_BETTER if self.rows.price[self.payers[0]] >= self.gain[row] else None
 
     def _close_family(self, at: int) -> None:
         if self.family_open[at]:
             self._collapse(at, Reason.SCORE)
         else:
-            self.reason[len(self.window) + at] = Reason.CONFLICT
+            self.reason[self.rows.families_at + at] = Reason.CONFLICT
 
-    def _try_open(self, row: int, entry: int, path: list[Node], gain: float) -> bool:
-        """Open a path if it is allowed, fits or is paid for, and is within the edit limit."""
-        member = self.family_of[entry]
-        if member >= 0 and self.reason[len(self.window) + member] < Reason.BELOW_THRESHOLD:
+    def _open(self, row: int) -> list[int]:
+        """Open an entry or the path to a target if it is allowed, fits or is paid for.
+
+        Returns the targets that have to be ranked anew, since they share the path just opened.
+        """
+        entry, path, gain = self.rows.entry_of(row), self.rows.path(row, self.opened), self.gain[row]
+        member = self.rows.member_of[entry]
+        if member >= 0 and self.reason[self.rows.families_at + member] < Reason.BELOW_THRESHOLD:
             self.reason[row] = Reason.CONFLICT
-            return False
+            return []
         if self.blocked and any(Expand(*node) in self.blocked for node in path):
             self.reason[row] = Reason.COOLDOWN
-            return False
-        payers = self._pay(self._path_cost(path), gain, member)
+            return []
+        payers = self._payers(self.rows.path_cost(path), gain, member)
         if isinstance(payers, Reason):
             self.reason[row] = payers
-            return False
+            return []
         if self.left is not None and len(path) + len(payers) > self.left:
             path, payers = self._part_of(path, gain, member)
-            if not path:
+            if not path and not payers:
                 self.reason[row] = Reason.EDIT_LIMIT
-                return False
+                return []
         for at in payers:
             self._collapse(at, Reason.PAYS)
-        self._expand(row, entry, path, gain)
-        return self.reason[row] < Reason.BELOW_THRESHOLD
+        self._expand(row, path)
+        return self._cheaper(path[0]) if row >= self.rows.targets_at and path else []
 
-    def _pay(self, cost: int, gain: float, member: int) -> list[int] | Reason:
+    def _payers(self, cost: int, gain: float, member: int) -> list[int] | Reason:
         """The families to collapse so that ``cost`` fits, in sum worth less than ``gain``."""
-        need = cost + self.cost + self.config.reserve - self.window.budget
+        need = self.cost + cost - self.limit
         if need <= 0 or cost == 0:
             return []
+        price, saving = self.rows.price, self.rows.saving
         taken: list[int] = []
-        price = 0.0
+        total = 0.0
         for at in self.payers:
             if not self.family_open[at] or at == member:
                 continue
-            price += max(self.prices[at], 0.0)
-            if price >= gain:
+            total += max(price[at], 0.0)
+            if total >= gain:
                 return Reason.NO_BETTER
             taken.append(at)
-            need -= self.savings[at]
+            need -= saving[at]
             if need <= 0:
                 break
         else:
             return Reason.OVER_BUDGET
         for at in reversed(taken[:-1]):  # a large one taken late can make small ones superfluous
-            if need + self.savings[at] <= 0:
-                need += self.savings[at]
+            if need + saving[at] <= 0:
+                need += saving[at]
                 taken.remove(at)
         return taken
 
     def _part_of(self, path: list[Node], gain: float, member: int) -> tuple[list[Node], list[int]]:
         """The first steps of a path that no single refocus could finish; the next one goes on.
 
-        Only for the best candidate of a refocus: a path that merely came too late waits instead.
+        Only for the best candidate of a refocus: a path that merely came too late waits instead. If
+        the limit is too low for even one step and its payers, the payers go ahead.
         """
-        if self.left != self.config.max_edits:
+        if self.left is None or self.left != self.max_edits:
             return [], []
-        for steps in range(len(path) - 1, 0, -1):
-            payers = self._pay(self._path_cost(path[:steps]), gain, member)
-            if not isinstance(payers, Reason) and steps + len(payers) <= (self.left or 0):
+        first: list[int] = []
+        for steps in range(len(path), 0, -1):
+            payers = self._payers(self.rows.path_cost(path[:steps]), gain, member)
+            first = [] if isinstance(payers, Reason) else payers
+            if not isinstance(payers, Reason) and steps + len(payers) <= self.left:
                 return path[:steps], payers
-        return [], []
+        return [], first[: self.left]
 
-    def _expand(self, row: int, entry: int, path: list[Node], gain: float) -> None:
-        member = self.family_of[entry]
-        if member >= 0:
-            self.family_open[member] = False
-        whole = self._path(row) if row >= self.targets_at else path
-        total = self._path_cost(whole)
-        for node in path:
-            edit, cost = Expand(*node), self._path_cost([node])
-            self._take(edit, cost)
-            self.opened.add(node)
-            if row < self.targets_at or node == whole[-1]:
+    def _cheaper(self, node: Node) -> list[int]:
+        """Targets below a node just opened that are still to be had; too dear ones get another chance."""
+        below = self.rows.targets_below(node)
+        for row in below:
+            if self.reason[row] in _TOO_DEAR:
+                self.reason[row] = Reason.BELOW_THRESHOLD
+        unsettled = (row for row in below if self.reason[row] == Reason.BELOW_THRESHOLD)
+        return [row for row in unsettled if self.rows.wanted[row]]
+
+    def _pay_deep(self) -> None:
+        """Pay for a candidate that was over budget with collapses over several levels.
+
+        Only when nothing else could be done: few families are whole while members of them are open, so
+        a full window may have too few left to pay for a long path, and deeper ones once those closed.
+        """
+        short = [row for *_, row in sorted(self.rows.ranked()) if self.reason[row] == Reason.OVER_BUDGET]
+        for row in short[:_DEEP_TRIALS]:
+            entry, path = self.rows.entry_of(row), self.rows.path(row)
+            payers = self._deep_payers(entry, path)
+            if payers is None:
                 continue
-            if node == self.nodes[entry]:
+            if sum(max(value, 0.0) for _, value, _ in payers) >= self.gain[row]:
+                self.reason[row] = Reason.NO_BETTER
+                continue
+            while path and self.left is not None and len(path) + len(payers) > self.left:
+                path = path[:-1]
+                payers = (self._deep_payers(entry, path) or payers) if path else payers
+            for node, value, saving in payers[: self.left]:
+                self._collapse_any(node, value, saving)
+            self._expand(row, path)
+            return
+
+    def _deep_payers(self, entry: int, path: list[Node]) -> list[tuple[Node, float, int]] | None:
+        """Collapses of any depth, around an entry, that let a path fit; None if they do not suffice."""
+        window, cost = self.rows.window, self.rows.path_cost(path)
+        barred = {(edit.lod, edit.index) for edit in self.blocked if isinstance(edit, Collapse)}
+        barred.add(parent(*self.rows.nodes[entry]))
+        values = self.rows.value.entries
+        payers = cheapest_collapses(window, cost + self.reserve, values, frozenset(barred))
+        freed = sum(saving for *_, saving in payers)
+        return payers if self.cost + cost - freed <= self.limit else None
+
+    def _expand(self, row: int, path: list[Node]) -> None:
+        entry, whole = self.rows.entry_of(row), self.rows.path(row, self.opened)
+        member = self.rows.member_of[entry]
+        if member >= 0:
+            self._settle(member)
+        for node in path:
+            cost = self.rows.path_cost([node])
+            self._take(Expand(*node), cost)
+            self.opened.add(node)
+            if node == whole[-1]:
+                self.reason[row] = Reason.SCORE
+            elif node == self.rows.nodes[entry]:
                 self.reason[entry] = Reason.PATH
             else:
-                self.path_steps.append((edit, gain, cost, Reason.PATH))
+                self.extra.append((Expand(*node), self.gain[row], cost, Reason.PATH))
         if len(path) < len(whole):
             self.reason[row] = Reason.EDIT_LIMIT
             self.details[row] = f"{len(path)} of {len(whole)} steps taken, the next refocus goes on"
-            return
-        self.reason[row] = Reason.SCORE
-        if len(whole) > 1:
+        elif len(whole) > 1:
+            total = self.rows.path_cost(whole)
             self.details[row] = f"a path of {len(whole)} expansions that costs {total}"
 
     def _collapse(self, at: int, reason: Reason) -> None:
-        self.reason[len(self.window) + at] = reason
-        self.family_open[at] = False
-        edit = Collapse(int(self.family.lod[at]), int(self.family.index[at]))
-        self._take(edit, -self.savings[at])
+        self.reason[self.rows.families_at + at] = reason
+        self._settle(at)
+        family = self.rows.family
+        self._take(Collapse(int(family.lod[at]), int(family.index[at])), -self.rows.saving[at])
+
+    def _settle(self, at: int) -> None:
+        """A family is collapsed or opened further: it cannot pay any more."""
+        if self.family_open[at]:
+            self.family_open[at] = False
+            self.payable -= self.rows.saving[at]
+
+    def _collapse_any(self, node: Node, value: float, saving: int) -> None:
+        edit = Collapse(*node)
+        row = self.rows.row_of(edit)
+        if row is not None:
+            self._collapse(row - self.rows.families_at, Reason.PAYS)
+            return
+        self._take(edit, -saving)
+        self.extra.append((edit, -value, -saving, Reason.PAYS))
 
     def _take(self, edit: Edit, cost: int) -> None:
         self.edits.append(edit)
         self.cost += cost
         if self.left is not None:
             self.left -= 1
-
-    def _entry(self, row: int) -> int:
-        return int(self.value.entry[row - self.targets_at])
-
-    def _path(self, row: int) -> list[Node]:
-        """The nodes still to be opened for a target, top first."""
-        block = int(self.value.block[row - self.targets_at])
-        top = self.nodes[self._entry(row)][0]
-        nodes = ((lod, ancestor(block, lod)) for lod in range(top, 0, -1))
-        return [node for node in nodes if node not in self.opened]
-
-    def _path_cost(self, path: list[Node]) -> int:
-        vectors = self.window.vectors
-        size = self.window.timeline.family_size
-        return sum(BLOCK - vectors if lod == 1 else (size(lod, index) - 1) * vectors for lod, index in path)
-
-    def _path_costs(self) -> IntArray:
-        """Costs of all deep targets' whole paths, int64[k]."""
-        block, vectors = self.value.block, self.window.vectors
-        cost = np.full(block.size, BLOCK - vectors, np.int64)
-        top = self.window.lod[self.value.entry]
-        for lod in range(2, int(top.max(initial=1)) + 1):
-            level = np.full(block.size, lod, np.int8)
-            size = self.window.timeline.family_sizes(level, block // BLOCK ** (lod - 1))
-            cost += np.where(lod <= top, (size - 1) * vectors, 0)
-        return cost
-
-    def ledger(self) -> Ledger:
-        """Everything that was considered, with its final reason."""
-        window, family, value = self.window, self.family, self.value
-        k, keep = value.block.size, BLOCK - window.vectors
-        tail = window.index[(window.lod == 0) & (window.index >= window.tail_start)]
-        reason = np.array(self.reason, np.int8)
-        done = reason[self.targets_at :] < Reason.BELOW_THRESHOLD
-        self.costs[self.targets_at :][done] = keep  # a chosen edit states its own cost
-        main = Ledger(
-            np.repeat([True, False, True], [len(window), len(family), k]),
-            np.concatenate([window.lod, family.lod, np.ones(k, np.int8)]),
-            np.concatenate([window.index, family.index, value.block]),
-            self.score,
-            self.costs,
-            reason,
-            self.details,
-        )
-        rest: list[tuple[Edit, float, int, Reason]] = [*self.path_steps]
-        tail_score = value.entries[len(window) - tail.size :]
-        for block, score in zip(tail.tolist(), tail_score.tolist(), strict=True):
-            rest.append((Collapse(1, block), -score, -keep, Reason.TAIL))
-        rest += [(Expand(1, block), 0.0, keep, Reason.DEAD) for block in value.dead.tolist()]
-        return main + Ledger.of(rest)

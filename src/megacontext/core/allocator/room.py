@@ -87,18 +87,29 @@ def collapse_until(window: WorkingContext, tokens: int, values: FloatArray) -> P
 
     values float64[n] is the worth of each entry; what is made room for keeps the highest.
     """
-    missing = window.cost + tokens - window.budget
-    if missing <= 0:
-        return Plan((), window.cost, Ledger.of(()))
-    pool = _Pool(window, values)
-    rows: list[tuple[Edit, float, int, Reason]] = []
-    cost = window.cost
-    while missing > 0 and pool.heap:
-        node, value, saving = pool.collapse_worst()
-        rows.append((Collapse(*node), -value, -saving, Reason.ROOM))
-        missing -= saving
-        cost -= saving
+    rows: list[tuple[Edit, float, int, Reason]] = [
+        (Collapse(*node), -value, -saving, Reason.ROOM) for node, value, saving in cheapest_collapses(window, tokens, values)
+    ]
+    cost = window.cost + sum(row[2] for row in rows)
     return Plan(tuple(row[0] for row in rows), cost, Ledger.of(rows))
+
+
+def cheapest_collapses(
+    window: WorkingContext, tokens: int, values: FloatArray, barred: frozenset[Node] = frozenset()
+) -> list[tuple[Node, float, int]]:
+    """Collapses, worst family first, until ``tokens`` fit or none is left: (parent, mean value, cost freed).
+
+    barred nodes are not collapsed into; neither is, then, anything above them.
+    """
+    missing = window.cost + tokens - window.budget
+    taken: list[tuple[Node, float, int]] = []
+    if missing <= 0:
+        return taken
+    pool = _Pool(window, values, barred)
+    while missing > 0 and pool.heap:
+        taken.append(pool.collapse_worst())
+        missing -= taken[-1][2]
+    return taken
 
 
 def carry(before: WorkingContext, after: WorkingContext, values: FloatArray) -> FloatArray:
@@ -119,8 +130,8 @@ def carry(before: WorkingContext, after: WorkingContext, values: FloatArray) -> 
 class _Pool:
     """Families that can collapse, worst first; collapsing one may complete the next level's."""
 
-    def __init__(self, window: WorkingContext, values: FloatArray) -> None:
-        self._window = window
+    def __init__(self, window: WorkingContext, values: FloatArray, barred: frozenset[Node]) -> None:
+        self._window, self._barred = window, barred
         up = (window.lod + 1).astype(np.int8)
         # One key per (lod, parent); 2**56 exceeds any index.
         keys = (up.astype(np.int64) << 56) | parents_of(window.lod, window.index)
@@ -149,7 +160,7 @@ class _Pool:
 
     def _offer(self, node: Node, value: float, children: int) -> None:
         start, stop = node_blocks(*node)
-        if stop > self._window.tail_start:
+        if stop > self._window.tail_start or node in self._barred:
             return
         saving = children * (BLOCK if node[0] == 1 else self._window.vectors) - self._window.vectors
         # What frees nothing comes last: it is only done to reach the level above.
