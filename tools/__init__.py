@@ -1,0 +1,1 @@
+"""Thin entry points that the project's plan names: ``python -m tools.<name>``."""
