@@ -78,14 +78,17 @@ class _Check:
         info = self._info()
         self._hash_objects()
         reader = ObjectReader(_HashedStore(self._root, self._damage, self._whole), keep=512)
-        walk = Walk(reader, info.segment_blocks)
-        branches = dict(self._read_refs(BRANCHES))
-        for commit in (*branches.values(), *dict(self._read_refs(TAGS)).values()):
-            walk.history(commit)
-        self._head(branches)
-        for branch, commit in branches.items():
-            self._branch(branch, commit, walk, reader, info)
-        self._journals(branches)
+        walk = Walk(reader, info.segment_blocks if info else 0)
+        branches, tags = dict(self._read_refs(BRANCHES)), dict(self._read_refs(TAGS))
+        self._head()
+        if info:
+            for commit in (*branches.values(), *tags.values()):
+                walk.history(commit)
+            for branch, commit in branches.items():
+                self._branch(branch, commit, walk, reader, info)
+            self._journals(branches)
+        else:
+            self._notes.append(f"only hashes were checked: without {INFO} it is not known how segments are cut")
         used = walk.findings
         for name, reason in sorted(self._damage.items()):
             if name not in used:
@@ -105,12 +108,12 @@ class _Check:
     def _wrong(self, name: str, kind: str, meaning: object) -> None:
         self._findings.append(Finding(name, kind, str(meaning)))
 
-    def _info(self) -> MemoryInfo:
+    def _info(self) -> MemoryInfo | None:
         try:
             info = read_info(self._root)
         except CorruptObject as error:
             self._wrong(INFO, "info", error)
-            return MemoryInfo()
+            return None
         for name, what in damaged_files(self._root, info).items():
             self._wrong(f"tokenizer/{name}", "tokenizer", f"{what}; text cannot be read back without it")
         return info
@@ -137,7 +140,7 @@ class _Check:
             if commit is not None:
                 yield name, commit
 
-    def _head(self, branches: dict[str, str]) -> None:
+    def _head(self) -> None:
         try:
             if self._refs.head not in self._refs.names(BRANCHES):
                 self._wrong("HEAD", "ref", f"the current branch {self._refs.head} is not there")

@@ -82,16 +82,14 @@ class LocalObjectStore:
     def sync(self) -> None:
         # All files before the first rename, all renames before the folders: an object that has its name
         # is whole, and ext4 groups the syncs of neighbours.
-        for path in self._staged.values():
-            files.sync_file(path)
+        files.sync_all(self._staged.values(), files.sync_file)
         folders = {self._path(name).parent for name in self._staged}
         new = [folder for folder in sorted(folders) if not folder.is_dir()]
         for folder in new:
             files.make_folder(folder)
         for name, path in self._staged.items():
             files.rename(path, self._path(name))
-        for folder in sorted(folders):
-            files.sync_folder(folder)
+        files.sync_all(sorted(folders), files.sync_folder)
         if new:
             files.sync_folder(self._root)
         self._staged.clear()

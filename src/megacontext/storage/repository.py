@@ -84,6 +84,7 @@ class Repository:
         )
         for folder in (*FOLDERS, "tokenizer"):
             files.make_folder(root / folder)
+        files.sync_all({(root / folder).parent for folder in FOLDERS}, files.sync_folder)
         for name, data in contents.items():
             files.replace_file(_inside(root / "tokenizer", name), data)
         repository = cls(root, info)
@@ -180,6 +181,10 @@ class Repository:
         if self.refs.read(BRANCHES, name) is not None:
             return self._view(self._branch_state(name))
         return self._view(self._load(self.resolve(name), None))
+
+    def read_object(self, name: str) -> bytes:
+        """The bytes of an object, such as a document's `original`, checked against its name."""
+        return self._place.reader.store.get(name)
 
     def writer(self, branch: str | None = None, *, layer: LayerSpec | None = None) -> BranchWriter:
         """Takes a branch (default: the current one) for writing, with or without gists. Raises BranchLocked,

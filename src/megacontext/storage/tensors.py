@@ -22,8 +22,13 @@ U8 = NDArray[np.uint8]
 F16 = NDArray[np.float16]
 I64 = NDArray[np.int64]
 
-_NAMES = {"uint8": "U8", "uint32": "U32", "int64": "I64", "float16": "F16"}
-_DTYPES = {code: np.dtype(name) for name, code in _NAMES.items()}
+_DTYPES: dict[str, np.dtype[Any]] = {
+    "U8": np.dtype("<u1"),
+    "U32": np.dtype("<u4"),
+    "I64": np.dtype("<i8"),
+    "F16": np.dtype("<f2"),
+}
+_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 
 
 def encode(arrays: Mapping[str, Array], metadata: Mapping[str, str]) -> bytes:
@@ -35,7 +40,7 @@ def encode(arrays: Mapping[str, Array], metadata: Mapping[str, str]) -> bytes:
         array = arrays[name]
         end = offset + array.nbytes
         header[name] = {
-            "dtype": _NAMES[array.dtype.name],
+            "dtype": _NAMES[array.dtype],
             "shape": list(array.shape),
             "data_offsets": [offset, end],
         }
