@@ -1,0 +1,123 @@
+"""What happened, as typed values. Progress bars, telemetry and playback are listeners, never lines in the logic.
+
+A listener is any function of one event. It is called in the thread that does the work, in order; what it raises
+ends that work as if it had been interrupted there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from megacontext.core import Edit
+    from megacontext.engine.focus import Refocus
+
+
+@dataclass(frozen=True, kw_only=True)
+class Event:
+    """Anything that is told to listeners."""
+
+
+Listener = Callable[[Event], None]
+
+
+def nobody(event: Event) -> None:
+    """The listener that ignores everything."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class IngestStarted(Event):
+    """`sources` were found, with `size` bytes to read as far as that is known before reading."""
+
+    sources: int
+    size: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class DocumentStarted(Event):
+    """A document of `chars` characters begins; `resumed` blocks of it were there already."""
+
+    uri: str
+    version: int
+    chars: int
+    resumed: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlocksIngested(Event):
+    """`blocks` more blocks with `tokens` real tokens of a document are written, up to character `chars_done`."""
+
+    uri: str
+    blocks: int
+    tokens: int
+    chars_done: int
+    chars: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class DocumentFinished(Event):
+    """A document is complete: `blocks` and `tokens` in all, what was resumed included; `size` of its text in bytes."""
+
+    uri: str
+    version: int
+    blocks: int
+    tokens: int
+    size: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class DocumentUnchanged(Event):
+    """This version of the document is in the branch already."""
+
+    uri: str
+    size: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class DocumentSkipped(Event):
+    """A source is left out."""
+
+    uri: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Committed(Event):
+    """The branch is at `commit` now, with `blocks` blocks; everything told before is settled."""
+
+    commit: str
+    blocks: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class GistsRebuilt(Event):
+    """The gists of the first `blocks` of `total` blocks of a new layer are made."""
+
+    blocks: int
+    total: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenDecoded(Event):
+    """A token was decoded and appended; `tokens` is the timeline's length, `cost` the window's, after it."""
+
+    token: int
+    tokens: int
+    cost: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class MadeRoom(Event):
+    """The window had to make room for appended tokens: `edits`, in the order in which they were applied."""
+
+    edits: tuple[Edit, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Refocused(Event):
+    """The window was refocused for the `step`-th time; `result` is an `engine.focus.Refocus`."""
+
+    step: int
+    result: Refocus

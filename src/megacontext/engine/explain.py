@@ -1,0 +1,113 @@
+"""Why the window is what it is: every entry with its span, source, score and the allocator's reason."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from megacontext.core import Collapse, Decision, WorkingContext, describe
+from megacontext.engine.focus import Refocus
+from megacontext.storage import Snapshot
+
+
+@dataclass(frozen=True, kw_only=True)
+class EntryExplanation:
+    """One entry. ``start``/``stop`` in tokens; ``line`` where its source's text begins to be covered (-1: unknown)."""
+
+    position: int
+    lod: int
+    index: int
+    start: int
+    stop: int
+    cost: int
+    score: float | None
+    source: str
+    line: int
+    sources: int
+    why: str
+
+    def to_json(self) -> dict[str, Any]:
+        """The same as plain data."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EditExplanation:
+    """One edit that the last refocus considered."""
+
+    edit: str
+    score: float
+    cost: int
+    chosen: bool
+    reason: str
+
+    def to_json(self) -> dict[str, Any]:
+        """The same as plain data."""
+        return asdict(self)
+
+
+def explain_edits(refocus: Refocus, limit: int | None = None) -> list[EditExplanation]:
+    """Chosen edits in order, then the strongest refused ones."""
+    return [
+        EditExplanation(edit=describe(d.edit), score=d.score, cost=d.cost, chosen=d.chosen, reason=d.reason)
+        for d in refocus.plan.decisions[:limit]
+    ]
+
+
+def explain_entries(window: WorkingContext, snapshot: Snapshot, refocus: Refocus | None) -> list[EntryExplanation]:
+    """One explanation an entry, in order. Scores and reasons are those of the last refocus."""
+    scores, reasons = _last_words(window, refocus)
+    first = window.first_blocks
+    last = first + window.span_blocks - 1
+    documents = snapshot.documents_at(first).tolist()
+    until = snapshot.documents_at(np.minimum(last, snapshot.blocks - 1)).tolist()
+    lines = snapshot.spans_at(first)[1].tolist()
+    result = []
+    columns = (window.lod, window.index, window.starts, window.stops, window.costs)
+    for at, (lod, index, start, stop, cost) in enumerate(zip(*(c.tolist() for c in columns), strict=True)):
+        result.append(
+            EntryExplanation(
+                position=at,
+                lod=lod,
+                index=index,
+                start=start,
+                stop=stop,
+                cost=cost,
+                score=scores.get((lod, index)),
+                source=snapshot.documents[documents[at]].source,
+                line=lines[at],
+                sources=until[at] - documents[at] + 1,
+                why=_tail_or(reasons, window, at, lod, index),
+            )
+        )
+    return result
+
+
+def _last_words(
+    window: WorkingContext, refocus: Refocus | None
+) -> tuple[dict[tuple[int, int], float], dict[tuple[int, int], Decision]]:
+    if refocus is None:
+        return {}, {}
+    before = refocus.before
+    nodes = list(zip(before.lod.tolist(), before.index.tolist(), strict=True))
+    scores = dict(zip(nodes, refocus.scores.entries.tolist(), strict=True))
+    reasons: dict[tuple[int, int], Decision] = {}
+    for decision in refocus.plan.decisions:
+        edit = decision.edit
+        node = (edit.lod, edit.index)
+        if decision.chosen and not isinstance(edit, Collapse) and edit.lod == 1:
+            node = (0, edit.index)
+        reasons.setdefault(node, decision)
+    return scores, reasons
+
+
+def _tail_or(reasons: dict[tuple[int, int], Decision], window: WorkingContext, at: int, lod: int, index: int) -> str:
+    if int(window.first_blocks[at]) >= window.tail_start:
+        return "protected tail"
+    decision = reasons.get((lod, index))
+    if decision is None:
+        return "opened with its family" if lod else "kept raw"
+    verb = "collapse" if isinstance(decision.edit, Collapse) else "expand"
+    return f"{verb} {'chosen' if decision.chosen else 'refused'}: {decision.reason}"

@@ -1,0 +1,322 @@
+"""Ingest: texts become documents of a memory, with the gists of every level, batched and resumable.
+
+What is acknowledged (by a `sync` after every batch) survives a crash: run again with the same sources, documents that are
+complete are recognised by their hash and the unfinished one goes on where it was. The result is the same, bit for bit.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from megacontext.core import Timeline
+from megacontext.engine.events import (
+    BlocksIngested,
+    Committed,
+    DocumentFinished,
+    DocumentSkipped,
+    DocumentStarted,
+    DocumentUnchanged,
+    Listener,
+    nobody,
+)
+from megacontext.engine.gist_builder import F16, U8, U32, GistBuilder, NoGists
+from megacontext.engine.sources import Skipped, Source
+from megacontext.engine.text_blocks import TextBlocks, TextCutter
+from megacontext.errors import ConfigError, IngestError
+from megacontext.models.base_lm import BaseLM
+from megacontext.models.gistnet import GistEncoder
+from megacontext.storage import BranchWriter, DocumentRecord, Repository, Snapshot
+from megacontext.storage.hashing import digest
+
+
+@dataclass(frozen=True, kw_only=True)
+class IngestConfig:
+    """Blocks that are encoded, written and acknowledged together (`batch_blocks`; work that a crash can lose), and after how
+    many a commit is made in between (`commit_blocks`; bounds the journal and the memory used)."""
+
+    batch_blocks: int = 512
+    commit_blocks: int = 32_768
+
+    def __post_init__(self) -> None:
+        if min(self.batch_blocks, self.commit_blocks) < 1:
+            raise ConfigError("batch_blocks and commit_blocks must be at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Receipt:
+    """What became of the sources, by URI. Everything in it is acknowledged.
+
+    `added` are new, `updated` new versions of sources that were there (the old versions stay); `tokens` (real ones) and
+    `blocks` are theirs. `commit` is where the branch is now.
+    """
+
+    added: tuple[str, ...]
+    updated: tuple[str, ...]
+    unchanged: tuple[str, ...]
+    skipped: tuple[Skipped, ...]
+    tokens: int
+    blocks: int
+    commit: str
+    seconds: float
+
+    @property
+    def documents(self) -> int:
+        """Documents added, new versions included."""
+        return len(self.added) + len(self.updated)
+
+
+def ingest(
+    repository: Repository,
+    base: BaseLM,
+    encoder: GistEncoder | None,
+    sources: Iterable[Source | Skipped],
+    *,
+    branch: str | None = None,
+    message: str = "",
+    author: str = "",
+    config: IngestConfig | None = None,
+    listener: Listener = nobody,
+) -> Receipt:
+    """Adds sources to a branch (default: the current one) and commits. Without an encoder the memory gets no gists.
+
+    Raises BranchLocked while somebody else writes the branch, and StorageFull with everything acknowledged kept.
+    """
+    builder = GistBuilder(base, encoder) if encoder is not None else None
+    with repository.writer(branch, layer=builder.spec if builder else None) as writer:
+        run = Ingest(writer, TextCutter(base.tokenizer), builder, config=config, listener=listener)
+        return run(sources, message=message, author=author)
+
+
+class _Document(NamedTuple):
+    """A source on its way in."""
+
+    source: Source
+    text_hash: str
+    size: int
+    version: int
+
+
+class _Piece(NamedTuple):
+    """Blocks of a document; `resumed` blocks of it were there before its first piece."""
+
+    document: _Document
+    blocks: TextBlocks
+    first: bool
+    last: bool
+    resumed: int
+
+
+class Ingest:
+    """One run of ingest into an open writer, whose layer has to be the builder's. Call it once."""
+
+    def __init__(
+        self,
+        writer: BranchWriter,
+        cutter: TextCutter,
+        builder: GistBuilder | None,
+        *,
+        config: IngestConfig | None = None,
+        listener: Listener = nobody,
+    ) -> None:
+        self._writer, self._cutter, self._builder = writer, cutter, builder
+        self._config = config or IngestConfig()
+        self._tell = listener
+        snapshot = writer.snapshot()
+        self._known = _newest_versions(snapshot)
+        self._timeline = snapshot.timeline()
+        self._committed = snapshot.commit.blocks
+        # Only what an earlier process left can be resumed, and only by the first document that is written.
+        self._left_over = writer.document
+        self._added: list[str] = []
+        self._updated: list[str] = []
+        self._unchanged: list[str] = []
+        self._skipped: list[Skipped] = []
+        self._tokens = self._blocks = 0
+        self._told = 0, 0  # added and updated at the last commit
+
+    def __call__(self, sources: Iterable[Source | Skipped], *, message: str = "", author: str = "") -> Receipt:
+        """Takes in all sources and commits."""
+        started = time.perf_counter()
+        for batch in self._batches(sources):
+            self._write(batch, message, author)
+        commit = self._commit(message, author)
+        return Receipt(
+            added=tuple(self._added),
+            updated=tuple(self._updated),
+            unchanged=tuple(self._unchanged),
+            skipped=tuple(self._skipped),
+            tokens=self._tokens,
+            blocks=self._blocks,
+            commit=commit,
+            seconds=time.perf_counter() - started,
+        )
+
+    def _batches(self, sources: Iterable[Source | Skipped]) -> Iterator[list[_Piece]]:
+        """Pieces of documents, together about `batch_blocks` blocks: small documents share a batch, large ones have many."""
+        batch: list[_Piece] = []
+        room = self._config.batch_blocks
+        for source in map(_checked, sources):
+            if isinstance(source, Skipped):
+                self._skipped.append(source)
+                self._tell(DocumentSkipped(uri=source.uri, reason=source.reason))
+                continue
+            document = self._accept(source)
+            for piece in self._pieces(document) if document else ():
+                batch.append(piece)
+                room -= len(piece.blocks.ids)
+                if room <= 0:
+                    yield batch
+                    batch, room = [], self._config.batch_blocks
+        if batch:
+            yield batch
+
+    def _accept(self, source: Source) -> _Document | None:
+        """The document that a source becomes; None if it is there already."""
+        data = source.text.encode("utf-8")
+        text_hash = digest(data)
+        version, known_hash = self._known.get(source.uri, (0, ""))
+        if known_hash == text_hash:
+            self._unchanged.append(source.uri)
+            self._tell(DocumentUnchanged(uri=source.uri, size=len(data)))
+            return None
+        self._known[source.uri] = version + 1, text_hash
+        return _Document(source, text_hash, len(data), version + 1)
+
+    def _pieces(self, document: _Document) -> Iterator[_Piece]:
+        """What is still to be written of a document, in pieces of at most `batch_blocks`."""
+        left, self._left_over = self._left_over, None
+        there = (left.source, left.text_hash, left.open) == (document.source.uri, document.text_hash, False) if left else False
+        resumed = left.blocks if left and there else 0
+        at, first = 0, True
+        for blocks in self._cutter.cut(document.source.text):
+            ends = blocks.chars_done == len(document.source.text)
+            count = len(blocks.ids)
+            start = min(max(resumed - at, 0), count)
+            at += count
+            # A last piece is due even where all its blocks are there, to end the document.
+            for low in range(start, max(count, start + 1), self._config.batch_blocks):
+                high = min(low + self._config.batch_blocks, count)
+                if low < high or ends:
+                    yield _Piece(document, blocks.part(low, high), first, ends and high == count, resumed)
+                    first = False
+
+    def _write(self, batch: list[_Piece], message: str, author: str) -> None:
+        """Encodes the blocks of a batch together, writes them document by document, and acknowledges all."""
+        encoded = _concatenated(batch)
+        level_one = self._builder.encode_blocks(*encoded) if self._builder else None
+        at = 0
+        for piece in batch:
+            if piece.first:
+                self._begin(piece)
+            count = len(piece.blocks.ids)
+            self._append(piece, None if level_one is None else level_one[at : at + count])
+            at += count
+            if piece.last:
+                self._end(piece)
+                self._commit_if_due(message, author)
+        self._writer.sync()
+
+    def _begin(self, piece: _Piece) -> None:
+        document, uri = piece.document, piece.document.source.uri
+        resumed = self._writer.begin_document(
+            source=uri,
+            text_hash=document.text_hash,
+            media_type=document.source.media_type,
+            version=document.version,
+            tags=document.source.tags,
+        )
+        if resumed.blocks != piece.resumed:
+            raise IngestError(
+                f"{uri} has {resumed.blocks} blocks, not the {piece.resumed} that were there before: run it again"
+            )
+        chars = len(document.source.text)
+        self._tell(DocumentStarted(uri=uri, version=document.version, chars=chars, resumed=resumed.blocks))
+
+    def _append(self, piece: _Piece, level_one: F16 | None) -> None:
+        blocks, writer = piece.blocks, self._writer
+        if not len(blocks.ids):
+            return
+        gists = None
+        if self._builder is not None and level_one is not None:
+            stored = writer.written_layer() if writer.blocks else NoGists()
+            gists = self._builder.extend(stored, blocks.ids, blocks.fill, timeline=self._timeline, level_one=level_one)
+        writer.append_blocks(blocks.ids, blocks.fill, gists=gists, chars=blocks.chars, lines=blocks.lines)
+        self._tell(
+            BlocksIngested(
+                uri=piece.document.source.uri,
+                blocks=len(blocks.ids),
+                tokens=int(blocks.fill.sum()),
+                chars_done=blocks.chars_done,
+                chars=len(piece.document.source.text),
+            )
+        )
+
+    def _end(self, piece: _Piece) -> None:
+        document, text = piece.document, piece.document.source.text
+        original = None if piece.blocks.exact else text.encode("utf-8")
+        record = self._writer.end_document(chars=len(text), lines=_lines(text), original=original)
+        self._tokens += record.tokens
+        self._blocks += record.blocks
+        (self._added if record.version == 1 else self._updated).append(record.source)
+        self._tell(
+            DocumentFinished(
+                uri=record.source, version=record.version, blocks=record.blocks, tokens=record.tokens, size=document.size
+            )
+        )
+
+    def _commit_if_due(self, message: str, author: str) -> None:
+        if self._writer.blocks - self._committed >= self._config.commit_blocks:
+            self._commit(message, author)
+
+    def _commit(self, message: str, author: str) -> str:
+        commit = self._writer.commit(message or self._summary(), author)
+        self._committed, self._told = self._writer.blocks, (len(self._added), len(self._updated))
+        self._tell(Committed(commit=commit, blocks=self._committed))
+        return commit
+
+    def _summary(self) -> str:
+        added, updated = len(self._added) - self._told[0], len(self._updated) - self._told[1]
+        parts = [f"{added} documents"] if added or not updated else []
+        if updated:
+            parts.append(f"new versions of {updated}")
+        return f"Add {' and '.join(parts)}"
+
+
+def _checked(source: Source | Skipped) -> Source | Skipped:
+    """The source if its text can be stored; strings may come from anywhere."""
+    if isinstance(source, Source) and not source.text:
+        return Skipped(uri=source.uri, reason="empty")
+    if isinstance(source, Source):
+        try:
+            source.text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            return Skipped(uri=source.uri, reason=f"not text that UTF-8 can hold (character {error.start})")
+    return source
+
+
+def _newest_versions(snapshot: Snapshot) -> dict[str, tuple[int, str]]:
+    """Source → newest version and the hash of its text, '' where that version is dead."""
+    timeline = snapshot.timeline()
+    newest: dict[str, tuple[int, str]] = {}
+    for record in snapshot.documents:
+        if record.version >= newest.get(record.source, (0, ""))[0]:
+            newest[record.source] = record.version, "" if _is_dead(record, timeline) else record.text_hash
+    return newest
+
+
+def _is_dead(record: DocumentRecord, timeline: Timeline) -> bool:
+    blocks = np.arange(record.start_block, record.start_block + record.blocks, dtype=np.int64)
+    return bool(timeline.dead) and bool(timeline.dead_mask(np.zeros(len(blocks), np.int8), blocks).all())
+
+
+def _concatenated(batch: list[_Piece]) -> tuple[U32, U8]:
+    return np.concatenate([piece.blocks.ids for piece in batch]), np.concatenate([piece.blocks.fill for piece in batch])
+
+
+def _lines(text: str) -> int:
+    return text.count("\n") + (not text.endswith("\n"))

@@ -1,0 +1,277 @@
+"""From paths, folders, standard input and strings to texts with a name, or a reason why not.
+
+A *URI* names a source for good: `file:` and the path from the added root's parent on (so it does not depend on
+where the root lies), `stdin:`, or `text:` and a name. What cannot be read is reported and never stops the rest.
+"""
+
+from __future__ import annotations
+
+import mimetypes
+import os
+import stat
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import BinaryIO
+
+from megacontext.errors import ConfigError, IngestError
+
+STDIN = "-"
+# Folders that hold what a machine made or fetched, whatever project they lie in.
+MACHINE_FOLDERS = frozenset({"__pycache__", "node_modules", "__pypackages__"})
+PLAIN = "text/plain"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceConfig:
+    """What is read. `max_bytes` is the largest file; `skip_folders` are names of folders that are not entered;
+    `hidden` enters folders and reads files whose names start with a dot, which otherwise only an explicit root does."""
+
+    max_bytes: int = 64 * 2**20
+    skip_folders: frozenset[str] = MACHINE_FOLDERS
+    hidden: bool = False
+
+    def __post_init__(self) -> None:
+        if self.max_bytes < 1:
+            raise ConfigError(f"max_bytes must be at least 1, not {self.max_bytes}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """A text to ingest, with its line ends as they were."""
+
+    uri: str
+    text: str = field(repr=False)
+    media_type: str = PLAIN
+    tags: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Skipped:
+    """A source that is left out, and why, as the end of a sentence ("it is …")."""
+
+    uri: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Text:
+    """A string as an input of its own, under the URI `text:<name>`."""
+
+    name: str
+    text: str = field(repr=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FoundFile:
+    """A file as listed: its `path`, and its size in bytes at that time."""
+
+    uri: str
+    path: Path
+    size: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Stdin:
+    uri: str = "stdin:"
+
+
+Item = FoundFile | Skipped | Source | _Stdin
+Input = str | Path | Text
+
+
+class Sources:
+    """What was found, in order, read one by one while iterating (each file anew in every iteration).
+
+    `size` is what there is to read, in bytes, as far as it is known before reading: enough for a progress bar.
+    """
+
+    def __init__(self, items: Iterable[Item], config: SourceConfig, tags: tuple[str, ...], stdin: BinaryIO | None) -> None:
+        self.items = tuple(items)
+        self.size = sum(_size(item) for item in self.items)
+        self._config = config
+        self._tags = tags
+        self._stdin = stdin
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __iter__(self) -> Iterator[Source | Skipped]:
+        for item in self.items:
+            if isinstance(item, FoundFile):
+                yield self._read(item)
+            elif isinstance(item, _Stdin):
+                data = (self._stdin or sys.stdin.buffer).read(self._config.max_bytes + 1)
+                yield self._source(item.uri, data, PLAIN)
+            else:
+                yield item
+
+    def _read(self, found: FoundFile) -> Source | Skipped:
+        try:
+            data = _read_regular(found.path, self._config.max_bytes)
+        except OSError as error:
+            return Skipped(uri=found.uri, reason=_reason(error))
+        except _NotRegular:
+            return Skipped(uri=found.uri, reason="not a regular file; pipe it to '-' to add what it gives")
+        media_type = mimetypes.guess_type(found.path.name)[0] or PLAIN
+        return self._source(found.uri, data, media_type)
+
+    def _source(self, uri: str, data: bytes, media_type: str) -> Source | Skipped:
+        if len(data) > self._config.max_bytes:
+            return Skipped(uri=uri, reason=f"larger than {self._config.max_bytes} bytes")
+        if not data:
+            return Skipped(uri=uri, reason="empty")
+        if b"\0" in data:
+            return Skipped(uri=uri, reason="binary: it holds NUL bytes")
+        try:
+            text = data.decode("utf-8")
+        except UnicodeDecodeError as error:
+            return Skipped(uri=uri, reason=f"not UTF-8 text (byte {error.start})")
+        return Source(uri=uri, text=text, media_type=media_type, tags=self._tags)
+
+
+def find_sources(
+    inputs: Iterable[Input],
+    *,
+    tags: Iterable[str] = (),
+    config: SourceConfig | None = None,
+    stdin: BinaryIO | None = None,
+) -> Sources:
+    """Lists what `inputs` hold: files, folders (recursively, in sorted order), '-' for standard input, or `Text`.
+
+    Links to folders are not followed, so there are no loops and nothing is read twice; links to files are. `stdin` None
+    means the process's own. Raises IngestError for a path that does not exist, and for two roots that would get the same
+    URI.
+    """
+    config, tags = config or SourceConfig(), tuple(tags)
+    items: list[Item] = []
+    roots: dict[str, Path] = {}
+    names: set[str] = set()
+    for given in inputs:
+        if isinstance(given, Text):
+            _claim(names, f"text:{given.name}")
+            items.append(Source(uri=f"text:{given.name}", text=given.text, tags=tags))
+        elif given == STDIN:
+            _claim(names, "stdin:")
+            items.append(_Stdin())
+        elif _new_root(roots, root := _resolved(Path(given))):
+            items.extend(_walk(root, config))
+    return Sources(items, config, tags, stdin)
+
+
+def _claim(names: set[str], uri: str) -> None:
+    if uri in names:
+        raise IngestError(f"{uri} is given twice; give each text a name of its own")
+    names.add(uri)
+
+
+def _resolved(path: Path) -> Path:
+    try:
+        return path.expanduser().resolve(strict=True)
+    except FileNotFoundError as error:
+        raise IngestError(f"{path} does not exist; nothing was added") from error
+    except (OSError, RuntimeError, ValueError) as error:
+        reason = _reason(error) if isinstance(error, OSError) else str(error)
+        raise IngestError(f"{path} cannot be read ({reason}); nothing was added") from error
+
+
+def _new_root(roots: dict[str, Path], root: Path) -> bool:
+    """Whether a root was not given before. Two of the same name would be taken for versions of one source."""
+    known = roots.setdefault(root.name, root)
+    if known is root:
+        return True
+    if known == root:
+        return False
+    raise IngestError(
+        f"{known} and {root} would both be called file:{root.name}; add the folder that holds both, or each by itself "
+        "from a renamed copy"
+    )
+
+
+def _walk(root: Path, config: SourceConfig) -> Iterator[Item]:
+    """A file, or the files below a folder; what is passed over is reported once, at its top."""
+    uri = f"file:{_printable(root.name)}"
+    if not root.is_dir():
+        yield _listed(root, uri)
+        return
+    stack = [(root, uri)]
+    while stack:
+        folder, uri = stack.pop()
+        try:
+            with os.scandir(folder) as scan:
+                entries = sorted(scan, key=lambda entry: entry.name)
+        except OSError as error:
+            yield Skipped(uri=uri, reason=_reason(error))
+            continue
+        below: list[tuple[Path, str]] = []
+        for entry in entries:
+            path, name = Path(entry.path), f"{uri}/{_printable(entry.name)}"
+            if reason := _passed_over(entry, config):
+                yield Skipped(uri=name, reason=reason)
+            elif _is_folder(entry):
+                below.append((path, name))
+            else:
+                yield _listed(path, name)
+        stack.extend(reversed(below))
+
+
+def _listed(path: Path, uri: str) -> FoundFile | Skipped:
+    try:
+        status = path.stat()
+    except OSError as error:
+        return Skipped(uri=uri, reason=_reason(error))
+    return FoundFile(uri=uri, path=path, size=status.st_size)
+
+
+def _passed_over(entry: os.DirEntry[str], config: SourceConfig) -> str:
+    """Why an entry of a folder is not looked at; '' if it is."""
+    folder = _is_folder(entry)
+    if entry.name.startswith(".") and not config.hidden:
+        return "a hidden folder" if folder else "a hidden file"
+    if not folder:
+        return ""
+    if entry.is_symlink():
+        return "a link to a folder; add that folder itself"
+    if entry.name in config.skip_folders:
+        return "a folder of machine-made files"
+    if os.path.exists(os.path.join(entry.path, "pyvenv.cfg")):
+        return "a virtual environment"
+    return ""
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link that leads in a circle
+        return False
+
+
+class _NotRegular(Exception):
+    pass
+
+
+def _read_regular(path: Path, max_bytes: int) -> bytes:
+    """At most one byte more than `max_bytes`. Never waits: a pipe without a writer would block for good."""
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+    with open(descriptor, "rb") as file:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise _NotRegular
+        return file.read(max_bytes + 1)
+
+
+def _reason(error: OSError) -> str:
+    if isinstance(error, FileNotFoundError):
+        return "gone, or a link to nothing"
+    return (error.strerror or type(error).__name__).lower()
+
+
+def _printable(name: str) -> str:
+    """A file name as text: bytes that are not UTF-8 become escapes such as \\xff, since a URI is stored as UTF-8."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
+def _size(item: Item) -> int:
+    if isinstance(item, FoundFile):
+        return item.size
+    return len(item.text.encode("utf-8", "surrogatepass")) if isinstance(item, Source) else 0

@@ -1,0 +1,122 @@
+"""Windows in which spans are replaced by gists, as training batches.
+
+All rows of a batch share one *pattern* (which blocks stay raw, which become LOD1, which 32 become one
+LOD2), so that a batch is two gathers and no loop over entries. Shapes: B rows, N blocks, n slots,
+d width, P vectors in the pool that slots are gathered from.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from megacontext.core.node import BLOCK
+from megacontext.models.base_lm import BaseLM
+from megacontext.models.gistnet import GistNet
+from megacontext.models.positions import Absolute, PositionStrategy, WindowRanks
+
+IntArray = npt.NDArray[np.int64]
+BoolArray = npt.NDArray[np.bool_]
+IGNORED = -100
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pattern:
+    """``lod`` int64 [N]: 0 raw, 1 its own gist, 2 part of an LOD2 span (32 aligned blocks at a time)."""
+
+    lod: IntArray
+
+    def __post_init__(self) -> None:
+        spans = np.flatnonzero(self.lod == 2)
+        if len(spans) % BLOCK or (spans.reshape(-1, BLOCK)[:, 0] % BLOCK).any():
+            raise ValueError("LOD2 replaces 32 aligned blocks at a time")
+
+    @property
+    def encoded(self) -> IntArray:
+        """The blocks that need an LOD1 gist."""
+        return np.flatnonzero(self.lod > 0)
+
+    @property
+    def heads(self) -> IntArray:
+        """The first block of each LOD2 span."""
+        return np.flatnonzero(self.lod == 2)[::BLOCK]
+
+    def slots(self) -> tuple[IntArray, IntArray, IntArray, IntArray]:
+        """Pool index, first token, end token and (for raw slots) token index else −1; each int64 [n].
+
+        The pool is the raw tokens [N·32], then the LOD1 gists of ``encoded``, then the LOD2 gists.
+        """
+        blocks = len(self.lod)
+        encoded, heads = self.encoded, self.heads
+        lod1_at = np.cumsum(self.lod > 0) - 1
+        raw = (np.flatnonzero(self.lod == 0)[:, None] * BLOCK + np.arange(BLOCK)).ravel()
+        ones = np.flatnonzero(self.lod == 1)
+        first = blocks * BLOCK
+        index = np.concatenate([raw, first + lod1_at[ones], first + len(encoded) + np.arange(len(heads))])
+        start = np.concatenate([raw, ones * BLOCK, heads * BLOCK])
+        stop = np.concatenate([raw + 1, (ones + 1) * BLOCK, (heads + BLOCK) * BLOCK])
+        token = np.concatenate([raw, np.full(len(ones) + len(heads), -1)])
+        order = np.argsort(start, kind="stable")
+        return index[order], start[order], stop[order], token[order]
+
+
+def draw_pattern(rng: np.random.Generator, *, far: int, tail: int, spans: int, all_gists: float) -> Pattern:
+    """``spans`` LOD2 spans, then ``far`` blocks at random detail, then ``tail`` raw blocks.
+
+    With probability ``all_gists`` the whole far part is gists; else each block is with a probability
+    drawn from [0.3, 1].
+    """
+    keep = 1.0 if rng.random() < all_gists else rng.uniform(0.3, 1.0)
+    middle = (rng.random(far) < keep).astype(np.int64)
+    return Pattern(lod=np.concatenate([np.full(spans * BLOCK, 2), middle, np.zeros(tail, dtype=np.int64)]))
+
+
+def slot_positions(start: IntArray, stop: IntArray, context_length: int, *, absolute: bool) -> IntArray:
+    """Positions int64 [n] of the slots: absolute where asked for and possible, else window ranks."""
+    strategy: PositionStrategy = Absolute() if absolute and stop[-1] <= context_length else WindowRanks()
+    return strategy(start, stop, context_length)
+
+
+def encode_pattern(pattern: Pattern, embeds: Tensor, gistnet: GistNet) -> Tensor:
+    """Pool [B, P, d] of raw embeddings [B, N·32, d] and the gists that ``pattern`` needs; differentiable."""
+    batch, _, width = embeds.shape
+    encoded, heads = pattern.encoded, pattern.heads
+    parts = [embeds]
+    if len(encoded):
+        children = embeds.view(batch, -1, BLOCK, width)[:, torch.from_numpy(encoded)].flatten(0, 1)
+        lod1 = _encode(gistnet, children, 1).view(batch, len(encoded), -1)
+        parts.append(lod1)
+        if len(heads):
+            at = torch.from_numpy(np.flatnonzero(pattern.lod[encoded] == 2))
+            children = lod1[:, at].reshape(batch * len(heads), BLOCK, width)
+            parts.append(_encode(gistnet, children, 2).view(batch, len(heads), -1))
+    return torch.cat(parts, dim=1)
+
+
+def _encode(gistnet: GistNet, children: Tensor, level: int) -> Tensor:
+    mask = torch.ones(children.shape[:2], dtype=torch.bool)
+    levels = torch.full((len(children),), level, dtype=torch.int64)
+    return gistnet.encode(children, mask, levels)[:, 0]
+
+
+def token_nll(
+    base: BaseLM, pool: Tensor, ids: Tensor, pattern: Pattern, *, absolute: bool, scored: int | None = None
+) -> Tensor:
+    """NLL (nats) of every raw token that follows another slot, or of the last ``scored``: float [B, m].
+
+    ``ids`` int64 [B, N·32]; ``pool`` as from ``encode_pattern``. The target of a slot is the raw token
+    right after its span; slots in front of a gist predict nothing.
+    """
+    index, start, stop, token = pattern.slots()
+    positions = slot_positions(start, stop, base.context_length, absolute=absolute)
+    embeds = pool[:, torch.from_numpy(index[:-1])]
+    first = 0 if scored is None else len(index) - 1 - scored
+    logits = base.forward(embeds, torch.from_numpy(positions[:-1]).expand(len(ids), -1), logits_from=first).logits
+    following = torch.from_numpy(token[1 + first :])
+    predicts = following >= 0
+    targets = ids[:, following[predicts]]
+    return torch.nn.functional.cross_entropy(logits[:, predicts].mT, targets, reduction="none")

@@ -1,0 +1,1 @@
+"""How we know: items, arms, paired intervals. See ``docs/benchmarks.md``."""

@@ -1,0 +1,1 @@
+"""How MegaContext learns: corpus → tokenizer → base → GistNet → LensNet. See ``docs/training.md``."""

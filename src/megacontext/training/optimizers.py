@@ -1,0 +1,95 @@
+"""Muon for hidden matrices, AdamW for everything else, and the learning-rate schedule.
+
+Muon: Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/. torch ships one, but it
+orthogonalises in bfloat16, which CPUs without bf16 units emulate: 12 s of a 15 s step on this
+project's 2-core machines. Ours keeps the dtype of the weights on CPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+
+_NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
+
+
+def orthogonalise(matrix: torch.Tensor, *, iterations: int = 5) -> torch.Tensor:
+    """The nearest semi-orthogonal matrix, roughly: quintic Newton-Schulz, float [m, n] → [m, n]."""
+    a, b, c = _NEWTON_SCHULZ
+    x = matrix if matrix.device.type == "cpu" else matrix.bfloat16()
+    tall = x.shape[0] > x.shape[1]
+    x = x.mT if tall else x
+    x = x / (x.norm() + 1e-7)
+    for _ in range(iterations):
+        gram = x @ x.mT
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    result: torch.Tensor = (x.mT if tall else x).to(matrix.dtype)
+    return result
+
+
+class Muon(torch.optim.Optimizer):
+    """Momentum, Nesterov, then an orthogonalised step; for 2-D parameters inside layers."""
+
+    def __init__(
+        self,
+        params: Iterable[nn.Parameter],
+        *,
+        lr: float,
+        momentum: float = 0.95,
+        weight_decay: float = 0.01,
+    ) -> None:
+        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """Apply one update to every parameter that has a gradient."""
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is None:
+                    continue
+                state = self.state[parameter]
+                if not state:
+                    state["momentum"] = torch.zeros_like(parameter)
+                state["momentum"].lerp_(parameter.grad, 1 - group["momentum"])
+                update = orthogonalise(parameter.grad.lerp(state["momentum"], group["momentum"]))
+                scale = max(1.0, parameter.shape[0] / parameter.shape[1]) ** 0.5
+                parameter.mul_(1 - group["lr"] * group["weight_decay"])
+                parameter.add_(update, alpha=-group["lr"] * scale)
+
+
+def build_optimizers(
+    named: Iterable[tuple[str, nn.Parameter]],
+    *,
+    matrix_lr: float,
+    other_lr: float,
+    weight_decay: float = 0.01,
+) -> list[torch.optim.Optimizer]:
+    """One Muon over the 2-D weights inside layers, one AdamW over embeddings, norms and biases."""
+    matrices: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
+    for name, parameter in named:
+        if not parameter.requires_grad:
+            continue
+        is_matrix = parameter.ndim == 2 and "embed" not in name and min(parameter.shape) > 1
+        (matrices if is_matrix else others).append(parameter)
+    optimizers: list[torch.optim.Optimizer] = []
+    if matrices:
+        optimizers.append(Muon(matrices, lr=matrix_lr, weight_decay=weight_decay))
+    if others:
+        optimizers.append(torch.optim.AdamW(others, lr=other_lr, betas=(0.9, 0.98), weight_decay=0.0))
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["peak_lr"] = group["lr"]
+    return optimizers
+
+
+def lr_factor(step: int, *, steps: int, warmup: int, decay_from: float) -> float:
+    """Warm-up, plateau, linear decay to a twentieth: the share of the peak rate at ``step``."""
+    if step < warmup:
+        return (step + 1) / warmup
+    start = decay_from * steps
+    if step < start:
+        return 1.0
+    return max(0.05, 1.0 - 0.95 * (step - start) / max(1.0, steps - start))
