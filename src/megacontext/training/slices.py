@@ -83,7 +83,9 @@ def write_slices(dataset: Path, output: Path, config: SliceConfig) -> dict[str, 
     """
     output.mkdir(parents=True, exist_ok=True)
     (output / MANIFEST).unlink(missing_ok=True)
-    splits = {split: _write_split(load_split(dataset, split), output / f"slices-{split}.safetensors", config) for split in SPLITS}
+    splits = {
+        split: _write_split(load_split(dataset, split), output / f"slices-{split}.safetensors", config) for split in SPLITS
+    }
     if not any(part["slices"] for part in splits.values()):
         needed = config.context_length + config.horizon
         raise DatasetError(f"no package of {dataset} holds {needed} tokens: add longer documents or choose a shorter context")
@@ -130,7 +132,11 @@ def _mapped(path: Path) -> dict[str, npt.NDArray[Any]]:
     header.pop("__metadata__", None)
     return {
         name: np.memmap(
-            path, dtype=_DTYPES[entry["dtype"]], mode="r", offset=8 + size + entry["data_offsets"][0], shape=tuple(entry["shape"])
+            path,
+            dtype=_DTYPES[entry["dtype"]],
+            mode="r",
+            offset=8 + size + entry["data_offsets"][0],
+            shape=tuple(entry["shape"]),
         )
         for name, entry in header.items()
     }
