@@ -13,7 +13,7 @@ ARGS ?=
 setup: .venv/.setup ## make .venv with the megacontext command (again when the pins change)
 
 demo: setup ## the main job on real input: a frozen model works with a memory far larger than its window
-	@$(QUIET_HUB) $(PY) -m megacontext demo
+	@$(QUIET_HUB) .venv/bin/megacontext demo
 
 test: .venv/.setup-dev ## the whole test suite
 	@$(QUIET_HUB) OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 $(ARGS)
