@@ -9,6 +9,9 @@ import numpy as np
 from megacontext.errors import UnknownReference
 from megacontext.storage.tensors import I64, Array
 
+# How many pieces a column remembers; each may hold a file mapped.
+REMEMBERED = 1024
+
 
 class Rows:
     """A growing array. Appending is amortised O(1); a view that was handed out never changes, as long as
@@ -60,6 +63,7 @@ class Column:
         self._piece = piece
         self._tail_start = tail_start
         self._tail = tail
+        self._pieces: dict[int, Array] = {}
         self.count = tail_start + len(tail)
 
     def range(self, start: int, stop: int) -> Array:
@@ -71,7 +75,7 @@ class Column:
         while at < min(stop, self._tail_start):
             number, offset = divmod(at, self._piece)
             end = min(stop, self._tail_start, (number + 1) * self._piece)
-            parts.append(self._fetch(number)[offset : offset + end - at])
+            parts.append(self._fetched(number)[offset : offset + end - at])
             at = end
         if stop > self._tail_start or not parts:
             low = max(start - self._tail_start, 0)
@@ -86,17 +90,27 @@ class Column:
         if len(index) and not (index.min() >= 0 and index.max() < self.count):
             bad = int(index[(index < 0) | (index >= self.count)][0])
             raise UnknownReference(f"no {self._name} {bad}; there are {self.count}")
-        rows = np.empty((len(index), *self._tail.shape[1:]), self._tail.dtype)
         # One gather for each piece that is touched: sort by piece, the tail being piece -1.
         piece = np.where(index < self._tail_start, index // self._piece, -1)
         order = np.argsort(piece, kind="stable")
         numbers, starts = np.unique(piece[order], return_index=True)
-        bounds = [*starts.tolist(), len(index)]
-        for number, begin, end in zip(numbers.tolist(), bounds, bounds[1:], strict=False):
-            here = order[begin:end]
-            if number < 0:
-                rows[here] = self._tail[index[here] - self._tail_start]
-            else:
-                rows[here] = self._fetch(number)[index[here] - number * self._piece]
+        offsets = np.where(piece < 0, index - self._tail_start, index % self._piece)[order]
+        gathered = np.empty((len(index), *self._tail.shape[1:]), self._tail.dtype)
+        ends = [*starts[1:].tolist(), len(index)] if len(index) else []
+        for number, begin, end in zip(numbers.tolist(), starts.tolist(), ends, strict=True):
+            source = self._tail if number < 0 else self._fetched(number)
+            # "clip" only because it lets take write in place; all offsets are inside.
+            np.take(source, offsets[begin:end], axis=0, out=gathered[begin:end], mode="clip")
+        rows = np.empty_like(gathered)
+        rows[order] = gathered
         rows.setflags(write=False)
         return rows
+
+    def _fetched(self, number: int) -> Array:
+        """A piece, remembered: the pieces of a column never change."""
+        piece = self._pieces.get(number)
+        if piece is None:
+            if len(self._pieces) >= REMEMBERED:
+                self._pieces.clear()
+            piece = self._pieces[number] = self._fetch(number)
+        return piece

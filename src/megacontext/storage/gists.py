@@ -200,6 +200,7 @@ class Layer:
         self._segment_blocks = segment_blocks
         self._inner = inner_levels(segment_blocks)
         self._first_block = rows.first_block
+        self._columns: dict[int, Column] = {}
         # Frozen here: the writer's rows go on growing.
         self._tails: dict[int, F16] = {}
         lod = 1
@@ -220,6 +221,11 @@ class Layer:
         return self._column(lod).at(index)
 
     def _column(self, lod: int) -> Column:
+        if lod not in self._columns:
+            self._columns[lod] = self._new_column(lod)
+        return self._columns[lod]
+
+    def _new_column(self, lod: int) -> Column:
         empty: F16 = np.empty((0, *self.spec.shape), np.float16)
         tail = self._tails.get(lod, empty)
         name = f"gists of level {lod}"
