@@ -178,10 +178,10 @@ class Disk:
 @pytest.mark.slow
 @pytest.mark.parametrize("fate", ["killed", "power lost", "renames ahead of data"])
 def test_a_crash_at_any_step_leaves_the_last_acknowledged_state(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fate: str
+    quick_path: Path, monkeypatch: pytest.MonkeyPatch, fate: str
 ) -> None:
-    memory, image = tmp_path / "memory", tmp_path / "image"
-    expected = undisturbed(tmp_path / "undisturbed")
+    memory, image = quick_path / "memory", quick_path / "image"
+    expected = undisturbed(quick_path / "undisturbed")
     final = roots(expected)
     acknowledged: list[State | None] = [None]
     checked: set[bytes] = set()
@@ -191,7 +191,7 @@ def test_a_crash_at_any_step_leaves_the_last_acknowledged_state(
         """Keeps the image if it differs from all before; it is examined when the run is over."""
         if not memory.exists():
             return
-        copy = tmp_path / f"image{len(images)}"
+        copy = quick_path / f"image{len(images)}"
         if fate == "killed":
             shutil.copytree(memory, copy)
         elif fate == "power lost":
