@@ -77,7 +77,9 @@ class SessionChecks:
         self.counts["steps"] += 1
         invariants.check_window(window)
         if snapshot.blocks != window.timeline.blocks:
-            raise InvariantError(f"tree: the memory has {snapshot.blocks} blocks, the window's timeline {window.timeline.blocks}")
+            raise InvariantError(
+                f"tree: the memory has {snapshot.blocks} blocks, the window's timeline {window.timeline.blocks}"
+            )
         gists = {}
         # The newest node of each level is the one that could be missing.
         for lod in range(1, window.timeline.levels + 1) if session.bundle.gists is not None else ():

@@ -26,8 +26,8 @@ from transformers import (
 
 from megacontext.models.base_lm import BaseLM
 
-VOCAB = 258  # 256 bytes, <pad>, <eos>
-PAD, EOS = 256, 257
+VOCAB = 258  # 256 bytes, <eos>, <pad>
+EOS, PAD = 256, 257
 WIDTH = 32
 CONTEXT = 512
 SLIDING_WINDOW = 24
