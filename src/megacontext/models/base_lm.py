@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from megacontext.errors import InvalidInput, ModelMismatch, UnsupportedModel
 from megacontext.models import cache as kv
@@ -193,17 +194,23 @@ class BaseLM:
     def gradient_checkpointing(self) -> Iterator[None]:
         """Within, passes without a cache keep only each layer's input for the backward pass: less
         memory, more time."""
-        # Only the layers' own flag: dropout below them stays off.
-        layers = [m for m in self.model.modules() if hasattr(m, "gradient_checkpointing") and m is not self.model]
-        self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        layers = [m for m in self.model.modules() if isinstance(m, GradientCheckpointingLayer)]
+        if not layers:
+            raise UnsupportedModel(f"{self.family} has no layers that can be checkpointed")
+        # The methods were renamed within 5.x; the old names warn.
+        enable = getattr(self.model, "activation_checkpointing_enable", None)
+        disable = getattr(self.model, "activation_checkpointing_disable", None)
+        (enable or self.model.gradient_checkpointing_enable)({"use_reentrant": False})
+        # Enabling hooks the embedding so that its output wants a gradient, and disabling leaves the hook behind.
+        self.model.disable_input_require_grads()
         self._checkpointing = True
         for layer in layers:
-            layer.training = hasattr(layer, "_can_checkpoint_with_cache")
+            layer.training = True  # this flag alone: dropout below stays off
         try:
             yield
         finally:
             self._checkpointing = False
-            self.model.gradient_checkpointing_disable()
+            (disable or self.model.gradient_checkpointing_disable)()
             self.model.eval()
 
     def _logits(self, embeds: Tensor, positions: Tensor, allow: Tensor, cache: kv.KeyValueCache | None, last: int) -> Tensor:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
@@ -47,6 +48,8 @@ def _load_config(name: str) -> Any:
     local = Path(name).is_dir()
     try:
         return AutoConfig.from_pretrained(name)
+    except StrictDataclassError as error:
+        raise CorruptCheckpoint(f"{name}/config.json holds an impossible value: {_first_line(error)}") from error
     except (ValueError, KeyError) as error:
         raise UnsupportedModel(
             f"{name}: this version of transformers does not know the architecture: {_first_line(error)}"
