@@ -1,0 +1,28 @@
+"""Settings for all tests: no hub, one thread, no state left over."""
+
+from __future__ import annotations
+
+import os
+
+# Before anything imports huggingface_hub, which reads it once.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import sys
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import settings
+
+# Shared machines stall; a slow example is no failure. Derandomised: the same examples on every run.
+settings.register_profile("megacontext", deadline=None, derandomize=True, max_examples=50)
+settings.load_profile("megacontext")
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """One thread for tensors: tests run side by side. Leaves torch alone until a test has loaded it."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.get_num_threads() != 1:
+        torch.set_num_threads(1)
+    yield
