@@ -19,14 +19,18 @@ def paste_repeats(
     shortest: int = 24,
     longest: int = 128,
     most: int = 4,
+    earliest: int | None = None,
 ) -> npt.NDArray[np.int64]:
-    """A copy of ``tokens`` int64 [T] in which, with ``probability``, segments are repeated later on."""
+    """A copy of ``tokens`` int64 [T] in which, with ``probability``, segments are repeated later on.
+
+    Repeats stand at ``earliest`` or later; their sources end before they begin.
+    """
     result = tokens.copy()
     if rng.random() >= probability or len(tokens) < 3 * longest:
         return result
     for _ in range(int(rng.integers(1, most + 1))):
         length = int(rng.integers(shortest, longest + 1))
-        target = int(rng.integers(2 * longest, len(tokens) - length))
+        target = int(rng.integers(2 * longest if earliest is None else earliest, len(tokens) - length))
         source = int(rng.integers(0, target - length))
         result[target : target + length] = result[source : source + length]
     return result

@@ -50,8 +50,10 @@ def gist_loss(
     spans = int(rng.integers(1, mix.most_spans + 1)) if rng.random() < mix.lod2 else 0
     far = int(rng.integers(mix.far[0], mix.far[1] + 1))
     pattern = draw_pattern(rng, far=far, tail=mix.tail, spans=spans, all_gists=mix.all_gists)
+    raw_from = (len(pattern.lod) - mix.tail) * BLOCK
     rows = sample_rows(train, rng, rows=mix.rows, blocks=len(pattern.lod))
-    rows = np.stack([paste_repeats(row, rng, probability=mix.repeats) for row in rows])
+    # Repeated where the tokens are raw, so that the gists have something to carry that can be looked up.
+    rows = np.stack([paste_repeats(row, rng, probability=mix.repeats, longest=64, earliest=raw_from) for row in rows])
     ids = torch.from_numpy(rows)
     pool = encode_pattern(pattern, base.embed(ids), gistnet)
     return token_nll(base, pool, ids, pattern, absolute=bool(rng.random() < mix.absolute)).mean()
