@@ -163,7 +163,7 @@ ConfigT = TypeVar("ConfigT", bound=BaseModel)
 
 
 def load_config(kind: type[ConfigT], path: Path, overrides: Mapping[str, Any] | None = None) -> ConfigT:
-    """Read ``path`` as ``kind``; environment over file, ``overrides`` over both.
+    """Read ``path`` as ``kind``; environment over file, ``overrides`` over both (``shape.width`` names an inner field).
 
     Raises ConfigError that names the file, the field and what is wrong with it.
     """
@@ -179,9 +179,20 @@ def load_config(kind: type[ConfigT], path: Path, overrides: Mapping[str, Any] | 
         variable = f"MEGACONTEXT_{name.upper()}"
         if variable in os.environ:
             values[name] = yaml.safe_load(os.environ[variable])
-    values.update(overrides or {})
+    for name, value in (overrides or {}).items():
+        _set(values, name, value)
     try:
         return kind.model_validate(values)
     except ValidationError as err:
         problems = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'config'}: {e['msg']}" for e in err.errors())
         raise ConfigError(f"{path}: {problems}") from err
+
+
+def _set(values: dict[str, Any], name: str, value: Any) -> None:
+    outer, _, inner = name.partition(".")
+    if not inner:
+        values[outer] = value
+        return
+    if not isinstance(values.get(outer), dict):
+        values[outer] = {}
+    _set(values[outer], inner, value)

@@ -50,6 +50,14 @@ def test_overrides_win_over_the_environment_over_the_file(tmp_path: Path, monkey
     assert (config.clip, config.seed, config.steps) == (2.0, 2, 30)
 
 
+def test_overrides_reach_inner_fields(tmp_path: Path) -> None:
+    path = write(tmp_path, GOOD + "shape: {layers: 3}\n")
+    shape = load_config(BaseConfig, path, {"shape.width": 64, "shape.head_dim": 16}).shape
+    assert (shape.layers, shape.width, shape.head_dim) == (3, 64, 16)
+    with pytest.raises(ConfigError, match=r"shape\.widht"):
+        load_config(BaseConfig, path, {"shape.widht": 64})
+
+
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [
