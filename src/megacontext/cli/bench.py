@@ -30,6 +30,10 @@ PAIRS = (
 SCHEMA = 1
 
 
+bench = typer.Typer(no_args_is_help=True, help="Measure quality, beside the controls that could expose a figure.")
+
+
+@bench.command("quality", epilog="Example:\n\nmegacontext bench quality --json benchmarks/quality.json --items 120")
 def bench_quality(
     file: Annotated[Path, typer.Option("--json", help="Where the result is written.")],
     items: Annotated[int, typer.Option(help="How many items.")] = 120,

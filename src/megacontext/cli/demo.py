@@ -172,7 +172,7 @@ def _session(memory: Memory, size: DemoSize, console: Console) -> dict[str, Any]
         console.print("\nGenerated with the memory (what a model of this size can do):")
         text = _generate(session, size, console)
         later = edits[len(first) :]
-        console.print(f"While decoding, the focus moved {len(later)} times:")
+        console.print(f"While decoding, the focus made {len(later)} edits:")
         _show_edits(later, console)
         stats = session.cache_stats
         console.print(f"Slots through the base {stats.forwarded:,}, spared by the key/value cache {stats.reused:,}.")
@@ -227,7 +227,8 @@ def _show_quality(figures: dict[str, Any], measured: Measured, console: Console)
 
     console.print(
         f"{len(measured.items)} items from {len(set(measured.items.group.tolist()))} held-out packages: {FAR} tokens of far "
-        f"context, {TAIL} of raw tail, the next {HORIZON} scored. Far-copy tokens occur in the far context, not in the tail."
+        f"context, {TAIL} of raw tail, the next {HORIZON} scored. Recovered: 0 = as without the far context, 1 = as with all of "
+        "it. Far-copy: only tokens that occur in the far context and not in the tail."
     )
     table = Table(box=None, padding=(0, 1))
     for number, name in enumerate(COLUMNS):

@@ -53,6 +53,9 @@ def load_bundle(model: str | Path, *, gistnet: str | Path | None = None) -> Bund
     ``gistnet`` names a GistNet's folder for a plain base. Raises ModelNotFound, CorruptCheckpoint,
     UnsupportedModel, and ModelMismatch where the parts were not made for each other.
     """
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # loading takes a moment; its bars would stand among our own output
     name = str(model)
     folder = bundled_folder() if name == BUNDLED else Path(name)
     whole = (folder / "base" / "config.json").is_file()

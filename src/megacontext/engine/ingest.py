@@ -137,7 +137,8 @@ class Ingest:
         self._unchanged: list[str] = []
         self._skipped: list[Skipped] = []
         self._tokens = self._blocks = 0
-        self._told = 0, 0  # added and updated at the last commit
+        # Added and updated documents at the last commit; below zero for those that an earlier run left without one.
+        self._told = _uncommitted(snapshot)
 
     def __call__(self, sources: Iterable[Source | Skipped], *, message: str = "", author: str = "") -> Receipt:
         """Takes in all sources and commits."""
@@ -297,6 +298,13 @@ def _checked(source: Source | Skipped) -> Source | Skipped:
         except UnicodeEncodeError as error:
             return Skipped(uri=source.uri, reason=f"not text that UTF-8 can hold (character {error.start})")
     return source
+
+
+def _uncommitted(snapshot: Snapshot) -> tuple[int, int]:
+    """Minus the numbers of new documents and of new versions behind the snapshot's commit."""
+    versions = [snapshot.documents[at].version for at in range(snapshot.commit.document_count, len(snapshot.documents))]
+    added = versions.count(1)
+    return -added, added - len(versions)
 
 
 def _newest_versions(snapshot: Snapshot) -> dict[str, tuple[int, str]]:

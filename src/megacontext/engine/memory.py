@@ -100,7 +100,7 @@ class Memory:
         repository = Repository.create(
             path,
             tokenizer=bundle.base.tokenizer_fingerprint,
-            model=str(model),
+            model=_lasting(model),
             tokenizer_files=tokenizer_files(bundle.tokenizer),
         )
         return cls(repository, bundle)
@@ -285,13 +285,13 @@ class Memory:
         from megacontext.engine.session import Session, SessionConfig
 
         bundle = self.bundle
-        fits = min(SessionConfig.budget, bundle.base.context_length)
-        settings = config or SessionConfig(budget=budget if budget is not None else fits, recent=min(128, fits // 4))
+        size = budget if budget is not None else min(SessionConfig.budget, bundle.base.context_length)
+        settings = config or SessionConfig(budget=size, recent=min(SessionConfig.recent, size // 4))
+        chosen = self._policy(policy, bundle) if isinstance(policy, str) else policy
         branch = SESSIONS + (name or secrets.token_hex(4))
         if branch not in self.repository.branches():
             self.repository.create_branch(branch)
         writer = self.repository.writer(branch, layer=layer_spec(bundle))
-        chosen = self._policy(policy, bundle) if isinstance(policy, str) else policy
         try:
             return Session(
                 writer,
@@ -344,6 +344,11 @@ def layer_spec(bundle: Bundle) -> Any:
     if bundle.gists is None:
         return None
     return LayerSpec(fingerprint=bundle.gists.fingerprint, vectors=bundle.gists.vectors, width=bundle.base.width)
+
+
+def _lasting(model: str | Path) -> str:
+    """A model's name that means the same from every working folder: a folder's by its whole path."""
+    return str(Path(model).absolute()) if str(model) != "bundled" and Path(model).is_dir() else str(model)
 
 
 def _renamed(source: Source | Skipped, name: str) -> Source | Skipped:

@@ -172,10 +172,11 @@ class Session:
         *,
         max_new_tokens: int = 64,
         sampling: SamplingConfig | None = None,
+        stop_at_eos: bool = True,
     ) -> Iterator[str]:
         """Append ``prompt``, then decode up to ``max_new_tokens``, yielding text as it becomes certain.
 
-        Stops at the end-of-text token. What is decoded is part of the memory's branch like the prompt.
+        Stops at the end-of-text token unless told not to. What is decoded is part of the memory's branch like the prompt.
         """
         self.append(prompt)
         self.refocus(unlimited=True)
@@ -187,7 +188,7 @@ class Session:
             if self._since_refocus >= self.config.refocus_every:
                 self.refocus()
             token = sampler(self.logits(), torch.from_numpy(self._query()))
-            if token == eos:
+            if token == eos and stop_at_eos:
                 break
             self.append_tokens(np.array([token], dtype=np.int64))
             self._since_refocus += 1

@@ -1,0 +1,101 @@
+"""megacontext generate: text that continues a prompt, with the memory at hand."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from megacontext.cli import output
+from megacontext.cli.sessions import Budget, Focus, Policy, opened, window_facts
+from megacontext.cli.text import given_text
+from megacontext.cli.verb import Call, Model
+
+if TYPE_CHECKING:
+    from megacontext.engine.events import Event
+    from megacontext.engine.sampling import SamplingConfig
+    from megacontext.engine.session import Session
+
+
+def generate(
+    call: Call,
+    prompt: Annotated[
+        str,
+        typer.Argument(
+            metavar="[PROMPT]",
+            help="What to continue; '-' is standard input. Without it: the end of the memory, or of the session.",
+        ),
+    ] = "",
+    max_new_tokens: Annotated[int, typer.Option(metavar="N", min=1, help="Stop after N tokens.")] = 64,
+    temperature: Annotated[
+        float, typer.Option(metavar="T", min=0, help="0 always takes the likeliest token; 1 draws as the model thinks.")
+    ] = 0.0,
+    top_p: Annotated[
+        float, typer.Option(metavar="P", help="Draw from the likeliest tokens that make up this probability.")
+    ] = 1.0,
+    seed: Annotated[int, typer.Option(metavar="N", help="The same seed draws the same text.")] = 0,
+    budget: Budget = None,
+    policy: Focus = Policy.auto,
+    session: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Keep the conversation on the branch sessions/NAME, or continue the one that is there. Without it, the "
+            "memory stays as it was.",
+        ),
+    ] = None,
+    model: Model = None,
+) -> None:
+    """Generate text with the memory, printed as it comes.
+
+    The window follows: while text is written, what becomes relevant is brought into focus.
+    """
+    from megacontext.engine.sampling import SamplingConfig
+
+    sampling = SamplingConfig(temperature=temperature, top_p=top_p, seed=seed)
+    memory = call.ready(model)
+    text = given_text(prompt)
+    count = _Count()
+    with opened(memory, budget=budget, policy=policy, name=session, listener=count) as live:
+        started = time.perf_counter()
+        answer = _written(live, text, max_new_tokens, sampling, call)
+        seconds = time.perf_counter() - started
+        commit = live.commit("generate") if session is not None else None
+        value: dict[str, Any] = {
+            "text": answer,
+            "tokens": count.tokens,
+            "seconds": round(seconds, 3),
+            "refocus_steps": count.refocuses,
+            "policy": live.policy.name,
+            "session": session,
+            "branch": live.branch if session is not None else None,
+            "commit": commit,
+            "window": window_facts(live.window),
+            "cache": {"forwarded": live.cache_stats.forwarded, "reused": live.cache_stats.reused},
+            "missing": list(memory.bundle.missing),
+        }
+    call.show(value, lambda: output.line() if answer and not answer.endswith("\n") else None)
+
+
+class _Count:
+    """A listener that counts."""
+
+    def __init__(self) -> None:
+        self.tokens = 0
+        self.refocuses = 0
+
+    def __call__(self, event: Event) -> None:
+        from megacontext.engine.events import Refocused, TokenDecoded
+
+        self.tokens += isinstance(event, TokenDecoded)
+        self.refocuses += isinstance(event, Refocused)
+
+
+def _written(live: Session, prompt: str, limit: int, sampling: SamplingConfig, call: Call) -> str:
+    pieces = []
+    for piece in live.generate(prompt, max_new_tokens=limit, sampling=sampling):
+        pieces.append(piece)
+        if not call.json:
+            output.piece(piece)
+    return "".join(pieces)

@@ -1,0 +1,60 @@
+"""Progress bars on stderr: listeners to what the engine tells. Nothing is shown where stderr is no terminal."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from megacontext.cli import output
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+    from megacontext.engine.events import Event, Listener
+
+
+@contextmanager
+def ingest_progress() -> Iterator[Listener]:
+    """A listener that draws how many bytes are read and how many tokens they gave."""
+    from megacontext.engine.events import nobody
+
+    if not sys.stderr.isatty():
+        yield nobody
+        return
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TextColumn("{task.fields[tokens]:,} tokens"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=output.stderr(), transient=True) as progress:
+        yield _IngestBar(progress)
+
+
+class _IngestBar:
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._task = progress.add_task("adding", total=None, tokens=0)
+        self._tokens = 0
+        self._size = 0
+        self._done = 0
+
+    def __call__(self, event: Event) -> None:
+        from megacontext.engine.events import BlocksIngested, DocumentFinished, DocumentUnchanged, IngestStarted
+
+        part = 0.0
+        if isinstance(event, IngestStarted):
+            self._size = event.size
+        elif isinstance(event, BlocksIngested):
+            self._tokens += event.tokens
+            part = float(event.chars_done)
+        elif isinstance(event, DocumentFinished | DocumentUnchanged):
+            self._done += event.size
+        # Standard input has a size only once it has been read.
+        total = max(self._size, self._done) or None
+        self._progress.update(self._task, total=total, completed=self._done + part, tokens=self._tokens)

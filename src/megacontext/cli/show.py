@@ -1,0 +1,147 @@
+"""megacontext show: one commit, document or node."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from megacontext.cli import output
+from megacontext.cli.log import commit_facts, local_time
+from megacontext.cli.text import beginning
+from megacontext.cli.verb import Call
+from megacontext.errors import UnknownReference
+
+if TYPE_CHECKING:
+    from megacontext.engine.memory import Memory
+    from megacontext.storage import DocumentRecord, Snapshot
+
+_NODE = re.compile(r"(\d{1,2}):(\d{1,18})")
+_SOURCES = 8
+
+
+def show(
+    call: Call,
+    what: Annotated[
+        str,
+        typer.Argument(
+            metavar="COMMIT|DOCUMENT|NODE",
+            help="A commit, branch or tag; a document by its source or the end of it; or a node as LOD:INDEX, such as "
+            "2:5 (0:INDEX is a raw block).",
+        ),
+    ],
+    at: Annotated[str | None, typer.Option(metavar="REF", help="Look at the memory as of this branch, tag or commit.")] = None,
+) -> None:
+    """Show a commit, the text of a document, or a node of the tree.
+
+    A document's text comes back exactly as it was added.
+    """
+    memory = call.memory()
+    if match := _NODE.fullmatch(what):
+        _show_node(call, memory, memory.snapshot(at), int(match[1]), int(match[2]))
+        return
+    snapshot = memory.snapshot(at)
+    document = next((each for each in reversed(list(snapshot.documents)) if each.source == what), None)
+    if document is None and (name := _commit_name(memory, what)) is not None:
+        _show_commit(call, memory, name)
+        return
+    _show_document(call, memory, snapshot, document or _find(memory, snapshot, what))
+
+
+def _commit_name(memory: Memory, what: str) -> str | None:
+    try:
+        return memory.repository.resolve(what)
+    except UnknownReference as error:
+        if "more digits" in str(error):
+            raise
+        return None
+
+
+def _find(memory: Memory, snapshot: Snapshot, what: str) -> DocumentRecord:
+    try:
+        return memory.find_document(what, snapshot)
+    except UnknownReference as error:
+        raise UnknownReference(f"{what!r} is no branch, tag or commit, and {error}") from error
+
+
+def _show_commit(call: Call, memory: Memory, name: str) -> None:
+    commit = memory.repository.commit(name)
+    rows = [
+        ("commit", name),
+        ("parents", ", ".join(output.short(each) for each in commit.parents) or "none"),
+        ("time", local_time(commit.time)),
+        ("author", commit.author or "unknown"),
+        ("message", commit.message),
+        ("documents", f"{commit.document_count:,}"),
+        ("blocks", f"{commit.blocks:,}"),
+        ("layers", ", ".join(output.short(each) for each in commit.layers) or "none"),
+    ]
+    value = {"kind": "commit", **commit_facts(name, commit), "layers": list(commit.layers)}
+    call.show(value, lambda: output.facts(rows))
+
+
+def _show_document(call: Call, memory: Memory, snapshot: Snapshot, record: DocumentRecord) -> None:
+    text = memory.repository.read_object(record.original).decode("utf-8") if record.original else memory.text(record, snapshot)
+    call.show({"kind": "document", **record.to_json(), "text": text}, lambda: output.piece(text))
+
+
+def _show_node(call: Call, memory: Memory, snapshot: Snapshot, lod: int, index: int) -> None:
+    facts = node_facts(memory, snapshot, lod, index)
+    rows = [
+        ("node", f"LOD{lod} #{index}" if lod else f"raw block #{index}"),
+        ("tokens", f"{facts['start']:,}..{facts['stop'] - 1:,} ({facts['real_tokens']:,} real)"),
+        ("sources", "\n         ".join(_place(each) for each in facts["sources"])),
+        ("gist", ", ".join(f"norm {norm:.3f}" for norm in facts["gist_norms"]) or "none"),
+        ("text", beginning(facts["text"], 200)),
+    ]
+    if facts["more_sources"]:
+        rows.insert(3, ("", f"and {facts['more_sources']} more"))
+    call.show({"kind": "node", **facts}, lambda: output.facts(rows))
+
+
+def node_facts(memory: Memory, snapshot: Snapshot, lod: int, index: int) -> dict[str, Any]:
+    """A complete node: span in tokens, documents that it touches, norm of each gist vector, the first block's text.
+
+    Raises UnknownReference for a node that is not complete.
+    """
+    import numpy as np
+
+    from megacontext.core import BLOCK, node_blocks
+
+    levels = {0: snapshot.blocks} | {each: snapshot.blocks >> 5 * (each - 1) for each in range(1, 13)}
+    if lod not in levels or index >= levels[lod]:
+        there = ", ".join(f"{each}:0 to {each}:{count - 1}" for each, count in levels.items() if count)
+        raise UnknownReference(f"no node {lod}:{index}; there are {there or 'none yet: add something first'}")
+    start, stop = node_blocks(lod, index)
+    blocks = np.arange(start, stop)
+    ordinals = np.unique(snapshot.documents_at(blocks)).tolist()
+    firsts = [max(start, snapshot.documents[each].start_block) for each in ordinals[:_SOURCES]]
+    lines = snapshot.spans_at(np.array(firsts, dtype=np.int64))[1].tolist()
+    sources = [snapshot.documents[each].source for each in ordinals[:_SOURCES]]
+    return {
+        "lod": lod,
+        "index": index,
+        "start": start * BLOCK,
+        "stop": stop * BLOCK,
+        "real_tokens": int(snapshot.fill_at(blocks).sum(dtype=np.int64)),
+        "sources": [{"source": source, "line": line} for source, line in zip(sources, lines, strict=True)],
+        "more_sources": max(0, len(ordinals) - _SOURCES),
+        "gist_norms": _norms(snapshot, lod, index),
+        "text": memory.text_of_blocks(snapshot, start, min(stop, start + 4)),
+    }
+
+
+def _norms(snapshot: Snapshot, lod: int, index: int) -> list[float]:
+    """The length of each gist vector of a node; none for a raw block, or where no single layer covers it."""
+    import numpy as np
+
+    if lod == 0 or len(snapshot.layers) != 1:
+        return []
+    gists = snapshot.gists(lod, index, index + 1)[0].astype(np.float32)
+    norms: list[float] = np.linalg.norm(gists, axis=-1).tolist()
+    return norms
+
+
+def _place(each: dict[str, Any]) -> str:
+    return f"{each['source']}:{each['line']}" if each["line"] > 0 else str(each["source"])

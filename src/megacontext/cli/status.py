@@ -1,0 +1,37 @@
+"""megacontext status: what the memory holds."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from megacontext.cli import output
+from megacontext.cli.verb import Call
+
+if TYPE_CHECKING:
+    from megacontext.engine.memory import Status
+
+
+def status(call: Call) -> None:
+    """Show what the memory holds: documents, tokens, and the tree over them.
+
+    The tree has levels of detail (LOD): a LOD1 node stands for a block of 32 tokens, a LOD2 node for 1,024, a LOD3
+    node for 32,768, and so on.
+    """
+    now = call.memory().status()
+    call.show(now.to_json(), lambda: _print(now))
+
+
+def _print(now: Status) -> None:
+    levels = ", ".join(f"{count:,} LOD{lod}" for lod, count in now.levels.items() if lod) or "none yet"
+    gists = ", ".join(f"{output.short(name)} over {blocks:,} blocks" for name, blocks in now.layers.items()) or "none"
+    output.facts(
+        [
+            ("memory", now.path),
+            ("model", now.model),
+            ("branch", f"{now.branch} at {output.short(now.commit)}"),
+            ("documents", f"{now.documents:,}"),
+            ("tokens", f"{now.tokens:,} in {now.blocks:,} blocks"),
+            ("levels", levels),
+            ("gists", gists),
+        ]
+    )
