@@ -92,14 +92,6 @@ class Committed(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
-class GistsRebuilt(Event):
-    """The gists of the first `blocks` of `total` blocks of a new layer are made."""
-
-    blocks: int
-    total: int
-
-
-@dataclass(frozen=True, kw_only=True)
 class TokenDecoded(Event):
     """A token was decoded and appended; `tokens` is the timeline's length, `cost` the window's, after it."""
 

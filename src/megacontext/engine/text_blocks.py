@@ -101,7 +101,7 @@ class TextCutter:
         return ids, np.array([UNKNOWN if span is None else span[0] for span in spans], np.int64)
 
     def _decoded(self, ids: U32) -> str:
-        text: str = self._tokenizer.decode(ids.tolist(), skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        text: str = self._tokenizer.decode(ids.astype(np.int64), skip_special_tokens=False, clean_up_tokenization_spaces=False)
         return text
 
 
