@@ -227,8 +227,8 @@ def _show_quality(figures: dict[str, Any], measured: Measured, console: Console)
 
     console.print(
         f"{len(measured.items)} items from {len(set(measured.items.group.tolist()))} held-out packages: {FAR} tokens of far "
-        f"context, {TAIL} of raw tail, the next {HORIZON} scored. Recovered: 0 = as without the far context, 1 = as with all of "
-        "it. Far-copy: only tokens that occur in the far context and not in the tail."
+        f"context, {TAIL} of raw tail, the next {HORIZON} scored. Recovered: 0 = as without the far context, 1 = as with all "
+        "of it. Far-copy: only tokens that occur in the far context and not in the tail."
     )
     table = Table(box=None, padding=(0, 1))
     for number, name in enumerate(COLUMNS):

@@ -15,6 +15,10 @@ from megacontext.core import (
 )
 from megacontext.engine.policies import FocusPolicy, FocusView
 
+# Chosen on validation packages (docs/log.md, 2026-11-24): what is needed changes within 16 tokens, so a cooldown costs
+# more than the flicker it prevents; and a block that promises little is better than an unused slot.
+FOCUS_DEFAULTS = AllocatorConfig(expand_threshold=0.0, collapse_threshold=0.05, cooldown=0)
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Refocus:

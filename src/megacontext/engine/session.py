@@ -7,7 +7,7 @@ memory without contention. What is prompted and decoded is appended to one growi
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
@@ -26,7 +26,7 @@ from megacontext.engine.assemble import IntArray, Slots, slots_of
 from megacontext.engine.bundle import Bundle
 from megacontext.engine.events import Listener, MadeRoom, Refocused, TokenDecoded, nobody
 from megacontext.engine.explain import EntryExplanation, explain_entries
-from megacontext.engine.focus import Refocus, refocus
+from megacontext.engine.focus import FOCUS_DEFAULTS, Refocus, refocus
 from megacontext.engine.gist_builder import GistBuilder, NoGists
 from megacontext.engine.kv_cache import CacheStats, WindowCache
 from megacontext.engine.policies import FocusPolicy, FocusView, Search, no_search
@@ -47,7 +47,7 @@ class SessionConfig:
     budget: int = 1024
     recent: int = 128
     refocus_every: int = 16
-    allocator: AllocatorConfig = field(default_factory=AllocatorConfig)
+    allocator: AllocatorConfig = FOCUS_DEFAULTS
 
     def __post_init__(self) -> None:
         if self.refocus_every < 1:

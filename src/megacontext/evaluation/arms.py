@@ -22,7 +22,7 @@ from megacontext.core import (
     WorkingContext,
 )
 from megacontext.engine.assemble import Slots, embed_slots, positions_of, slots_of
-from megacontext.engine.focus import refocus
+from megacontext.engine.focus import FOCUS_DEFAULTS, refocus
 from megacontext.engine.policies import FocusPolicy, FocusView
 from megacontext.engine.reader import ArrayReader
 from megacontext.evaluation.items import IntArray
@@ -176,7 +176,7 @@ def focused(policy: FocusPolicy, *, slots: int, renewal: int, allocator: Allocat
 
     The window is kept from one renewal to the next, as in a session; all edits are allowed.
     """
-    config = replace(allocator or AllocatorConfig(), max_edits=None, reserve=0)
+    config = replace(allocator or FOCUS_DEFAULTS, max_edits=None, reserve=0)
 
     def arm(item: Item, scorer: Scorer) -> ArmResult:
         window, history = _window(item, 1, slots + item.tail), EditHistory()

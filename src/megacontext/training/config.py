@@ -142,7 +142,8 @@ class LensConfig(RunConfig):
     """``train lens``: counterfactual labels, then a LensNet on them.
 
     ``interval``: tokens after a decision point that count. ``scale``: the unit of gains, in standard
-    deviations of the centred gain. ``ranking`` weighs the pairwise loss against the regression.
+    deviations of the centred gain. ``ranking`` weighs the pairwise loss against the regression. ``wanted``: share of the blocks
+    that shall pass the allocator's threshold.
     """
 
     base: Path
@@ -156,6 +157,7 @@ class LensConfig(RunConfig):
     ridge: float = 100.0
     scale: float = 0.5
     ranking: float = 0.1
+    wanted: float = Field(default=0.25, gt=0, le=0.5)
     windows: WindowsConfig = WindowsConfig()
 
 
