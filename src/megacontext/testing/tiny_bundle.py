@@ -1,0 +1,72 @@
+"""A whole product in miniature: a bundle folder with a random base, GistNet and LensNet that belong together.
+
+Made in well under a second; every part is the real one. What it predicts is noise, but all of it moves: gists differ,
+scores differ, edits happen.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from megacontext.engine.evidence import FEATURES
+from megacontext.models.base_lm import BaseLM
+from megacontext.models.gistnet import GistNet, GistNetConfig
+from megacontext.models.lensnet import LensNet, LensNetConfig
+from megacontext.testing.tiny_models import save_tiny
+
+
+def save_tiny_bundle(
+    folder: str | Path, family: str = "llama", *, seed: int = 0, gistnet: bool = True, lensnet: bool = True
+) -> Path:
+    """Write ``base/``, ``gistnet/`` and ``lensnet/`` to ``folder``, as ``load_bundle`` reads them.
+
+    Without a ``gistnet`` there is no ``lensnet`` either. Leaves the global random state as it was.
+    """
+    target = Path(folder)
+    base = BaseLM.from_pretrained(save_tiny(target / "base", family, seed=seed))
+    if not gistnet:
+        return target
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        gists = tiny_gistnet(base)
+        gists.save_pretrained(target / "gistnet")
+        if lensnet:
+            tiny_lensnet(base, gists).save_pretrained(target / "lensnet")
+    return target
+
+
+def tiny_gistnet(base: BaseLM) -> GistNet:
+    """A small GistNet for ``base``, with random weights."""
+    return GistNet(
+        GistNetConfig(
+            width=base.width,
+            output_rms=base.embedding_rms,
+            heads=2,
+            layers=1,
+            mlp_ratio=1.0,
+            levels=2,
+            base_fingerprint=base.fingerprint,
+        )
+    )
+
+
+def tiny_lensnet(base: BaseLM, gists: GistNet) -> LensNet:
+    """A small LensNet for both; its scores are random but not all zero, as those of a fresh one are."""
+    lens = LensNet(
+        LensNetConfig(
+            width=base.width,
+            features=len(FEATURES),
+            hidden=16,
+            heads=2,
+            tail=16,
+            feature_names=FEATURES,
+            base_fingerprint=base.fingerprint,
+            gist_fingerprint=gists.fingerprint,
+        )
+    )
+    # Features are counts, logarithms and ranks; roughly centred, their scores have both signs.
+    lens.set_standardisation(torch.full((len(FEATURES),), 3.0), torch.full((len(FEATURES),), 5.0))
+    lens.set_linear(torch.randn(len(FEATURES)) * 0.3, 0.0)
+    return lens
