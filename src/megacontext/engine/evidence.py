@@ -18,6 +18,8 @@ IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float32]
 
 LONGEST_SUFFIX = 16
+# Labels come from contexts of this length: whatever lies farther back counts as far, not as ever less likely.
+FARTHEST = 1024
 _NOTHING = -1
 
 FEATURES = (
@@ -68,7 +70,7 @@ def block_features(
         *(np.log1p((runs >= length).sum(axis=1)) for length in (1, 2, 3)),
         *(_overlap(tokens, rarity, query[-length:]) for length in (8, 32, 128)),
         _rarest_shared(tokens, rarity, query[-8:]),
-        np.log2(np.maximum(distance, 1)),
+        np.log2(np.clip(distance, 1, FARTHEST)),
         rank / max(1, len(tokens) - 1),
         same_document,
         _first_occurrence(tokens).sum(axis=1) / BLOCK,

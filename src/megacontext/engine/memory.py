@@ -216,7 +216,12 @@ class Memory:
     @cached_property
     def index(self) -> FullTextIndex:
         """The derived full-text index; made and repaired by itself."""
-        return FullTextIndex(self.repository.root)
+        return FullTextIndex(self.repository.root, special_ids=self._special_ids)
+
+    @property
+    def _special_ids(self) -> list[int]:
+        """Tokens that mean nothing to a search: end of text, padding and the like."""
+        return [id for id, token in self.tokenizer.get_added_tokens_decoder().items() if token.special]
 
     def diff(self, a: str, b: str | None = None) -> Difference:
         """Documents that differ between two references (default of ``b``: the current branch)."""
