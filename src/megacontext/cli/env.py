@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
-import sqlite3
 import sys
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +40,9 @@ def env(call: Call) -> None:
 
 
 def _versions() -> dict[str, str]:
+    import sqlite3
+    from importlib import metadata
+
     import megacontext
 
     versions = {"megacontext": megacontext.__version__, "python": platform.python_version()}

@@ -82,7 +82,7 @@ def _show_commit(call: Call, memory: Memory, name: str) -> None:
 
 
 def _show_document(call: Call, memory: Memory, snapshot: Snapshot, record: DocumentRecord) -> None:
-    text = memory.repository.read_object(record.original).decode("utf-8") if record.original else memory.text(record, snapshot)
+    text = memory.text(record, snapshot)
     call.show({"kind": "document", **record.to_json(), "text": text}, lambda: output.piece(text))
 
 

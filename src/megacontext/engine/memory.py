@@ -164,7 +164,9 @@ class Memory:
         return self.repository.history(reference)
 
     def text(self, document: DocumentRecord, snapshot: Snapshot | None = None) -> str:
-        """The text of a document, decoded from its tokens."""
+        """The text of a document: decoded from its tokens, or its source's bytes where decoding does not give them back."""
+        if document.original:
+            return self.repository.read_object(document.original).decode("utf-8")
         view = snapshot or self.snapshot()
         return self.text_of_blocks(view, document.start_block, document.start_block + document.blocks)
 
