@@ -80,6 +80,8 @@ def summary(window: WorkingContext) -> str:
 def describe(edit: Edit) -> str:
     """An edit in words, with the tokens that it concerns."""
     start, stop = node_tokens(edit.lod, edit.index)
+    if edit.lod < 1:  # not legal, but a refused wish has to be named too
+        return f"expand raw block #{edit.index} (tokens {start:,}..{stop - 1:,})"
     below = "its raw block" if edit.lod == 1 else f"LOD{edit.lod - 1} gists"
     span = f"tokens {start:,}..{stop - 1:,}"
     if isinstance(edit, Expand):
