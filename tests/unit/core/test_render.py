@@ -45,6 +45,7 @@ def test_what_a_strip_shows() -> None:
 def test_words() -> None:
     assert "raw" in legend() and legend(ascii_only=True).isascii()
     assert describe(Expand(2, 1)) == "expand LOD2 #1 (tokens 1,024..2,047) into LOD1 gists"
+    assert describe(Expand(0, 2)) == "expand raw block #2 (tokens 64..95)"
     assert describe(Collapse(1, 2)) == "collapse its raw block into LOD1 #2 (tokens 64..95)"
     window = WorkingContext.coarsest(Timeline(40, 4), 500, 40)
     assert summary(window) == "2 raw, 6 LOD1, 1 LOD2, 4 open tokens; cost 75 of 500 for 1,284 tokens"
