@@ -37,6 +37,9 @@ class Lens:
         if not len(blocks) or not len(view.query):
             return FocusScores(entries)
         worth = self.worth(view, blocks)
+        # What was learned is the worth of a block against the others at the same moment; on a history that is unlike
+        # the training's, all of them may lie to one side of zero.
+        worth = np.clip(worth - np.median(worth), -1, 1).astype(np.float32)
         entries[near] = worth[: len(near)]
         gains = worth[len(near) :]
         wanted = gains > 0
