@@ -8,13 +8,13 @@ from megacontext.engine.memory import Memory
 from megacontext.errors import MemoryNotFound
 
 
-def init(path: str | Path, *, model: str | Path = "bundled", gistnet: str | Path | None = None) -> Memory:
+def init(path: str | Path, *, model: str | Path = "bundled") -> Memory:
     """Make an empty memory in a new or empty folder.
 
     ``model``: ``"bundled"`` (the checkpoint that ships), a folder, or a hub id for ``from_pretrained``.
     Raises MemoryExists, ModelNotFound.
     """
-    return Memory.create(path, model=model, gistnet=gistnet)
+    return Memory.create(path, model=model)
 
 
 def open(path: str | Path, *, model: str | Path | None = None, create: bool = True) -> Memory:

@@ -47,11 +47,11 @@ class Bundle:
         return tuple(lacks)
 
 
-def load_bundle(model: str | Path, *, gistnet: str | Path | None = None) -> Bundle:
+def load_bundle(model: str | Path) -> Bundle:
     """Load ``"bundled"``, a bundle folder, or a plain base by folder or hub id.
 
-    ``gistnet`` names a GistNet's folder for a plain base. Raises ModelNotFound, CorruptCheckpoint,
-    UnsupportedModel, and ModelMismatch where the parts were not made for each other.
+    Raises ModelNotFound, CorruptCheckpoint, UnsupportedModel, and ModelMismatch where the parts were not made for each
+    other.
     """
     from transformers.utils import logging
 
@@ -60,9 +60,8 @@ def load_bundle(model: str | Path, *, gistnet: str | Path | None = None) -> Bund
     folder = bundled_folder() if name == BUNDLED else Path(name)
     whole = (folder / "base" / "config.json").is_file()
     base = BaseLM.from_pretrained(folder / "base" if whole else name)
-    gists_at = Path(gistnet) if gistnet is not None else folder / "gistnet"
-    lens_at = folder / "lensnet"
-    gists = GistNet.from_pretrained(gists_at) if gistnet is not None or (whole and gists_at.is_dir()) else None
+    gists_at, lens_at = folder / "gistnet", folder / "lensnet"
+    gists = GistNet.from_pretrained(gists_at) if whole and gists_at.is_dir() else None
     lens = LensNet.from_pretrained(lens_at) if whole and lens_at.is_dir() else None
     if gists is not None and gists.config.base_fingerprint != base.fingerprint:
         raise ModelMismatch(

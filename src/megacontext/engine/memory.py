@@ -91,12 +91,12 @@ class Memory:
     # -- opening --------------------------------------------------------------------------------
 
     @classmethod
-    def create(cls, path: str | Path, *, model: str | Path = "bundled", gistnet: str | Path | None = None) -> Memory:
+    def create(cls, path: str | Path, *, model: str | Path = "bundled") -> Memory:
         """Make an empty memory for ``model``: ``"bundled"``, a bundle's or model's folder, or a hub id."""
         from megacontext.engine.bundle import load_bundle
         from megacontext.engine.tokenizer_files import tokenizer_files
 
-        bundle = load_bundle(model, gistnet=gistnet)
+        bundle = load_bundle(model)
         repository = Repository.create(
             path,
             tokenizer=bundle.base.tokenizer_fingerprint,
