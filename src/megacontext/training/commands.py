@@ -72,5 +72,12 @@ def _run(
     quiet: bool,
 ) -> dict[str, Any]:
     config = load_config(kind, path, overrides)
-    evaluation = fit(make(config), config, quiet=quiet)
-    return {"output": str(config.output / "model"), "steps": config.steps, "validation": evaluation}
+    outcome = fit(make(config), config, quiet=quiet)
+    return {
+        "output": str(config.output / "model"),
+        "step": outcome.step,
+        "steps": outcome.steps,
+        "ended": outcome.ended,
+        "exported": outcome.exported,
+        "validation": outcome.evaluation,
+    }

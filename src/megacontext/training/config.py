@@ -9,10 +9,10 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from megacontext.errors import ConfigError
 
@@ -24,21 +24,43 @@ class Frozen(BaseModel):
 
 
 class RunConfig(Frozen):
-    """What every run has: where it writes, how long it goes on, how it steps."""
+    """What every run has: where it writes, how long it goes on, how it steps, when it stops.
+
+    A step averages the gradients of ``accumulate`` micro-batches, which several processes share (``accelerate launch``;
+    ``accelerate`` uses that library for one process too). ``precision`` auto is bf16 on a GPU and fp32 on a CPU.
+
+    ``stop_on`` names a figure of the task's evaluation: the weights with the best one are exported, and the run stops once
+    ``patience`` evaluations in a row brought no better one (0: never). ``stop_after_s`` ends a leg with a checkpoint after
+    so many seconds; the next call goes on.
+    """
 
     output: Path
     seed: int = 0
     steps: int = Field(gt=0)
-    warmup: int = 20
+    warmup: int = Field(default=20, ge=0)
     decay_from: float = Field(default=0.6, ge=0, le=1)
     matrix_lr: float = 0.02
     other_lr: float = 0.003
     weight_decay: float = 0.01
     clip: float = 1.0
+    accumulate: int = Field(default=1, ge=1)
     threads: int = Field(default=1, ge=1)
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    accelerate: bool = False
     checkpoint_every_s: float = 180.0
-    evaluate_every: int = 100
-    tracker: Literal["none", "trackio"] = "none"
+    evaluate_every: int = Field(default=100, ge=1)
+    stop_on: str | None = None
+    better: Literal["lower", "higher"] = "lower"
+    patience: int = Field(default=0, ge=0)
+    stop_after_s: float | None = Field(default=None, gt=0)
+    tracker: Literal["none", "trackio", "wandb"] = "none"
+
+    @model_validator(mode="after")
+    def _patience_for_something(self) -> Self:
+        if self.patience and self.stop_on is None:
+            raise ValueError("patience needs stop_on, the figure of the evaluation to wait for")
+        return self
 
 
 class TokenizerConfig(Frozen):

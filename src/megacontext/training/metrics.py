@@ -1,9 +1,12 @@
-"""Where a run's figures go: always a JSON-lines file, and trackio (local, offline) where asked for."""
+"""Where a run's figures go: always a JSON-lines file, and trackio or wandb (both offline by default) where asked for."""
 
 from __future__ import annotations
 
+import hashlib
+import importlib
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -48,12 +51,8 @@ class Trackio:
 
     def __init__(self, folder: Path, config: dict[str, Any]) -> None:
         os.environ.setdefault("TRACKIO_DIR", str(folder / "trackio"))
-        try:
-            import trackio
-        except ImportError as err:
-            raise ConfigError("tracker: trackio needs the extra: pip install 'megacontext[train]'") from err
-        self._trackio = trackio
-        trackio.init(project="megacontext", name=folder.name, config=config, embed=False)
+        self._trackio = _tracker("trackio", extra="train")
+        self._trackio.init(project=_PROJECT, name=folder.name, config=config, embed=False, resume="allow", auto_log_cpu=False)
 
     def log(self, step: int, values: dict[str, float]) -> None:
         """Hand the figures on."""
@@ -62,3 +61,43 @@ class Trackio:
     def close(self) -> None:
         """Finish the tracker's run."""
         self._trackio.finish()
+
+
+class Wandb:
+    """Weights & Biases; offline, in the run's own folder, unless ``WANDB_MODE`` says otherwise."""
+
+    def __init__(self, folder: Path, config: dict[str, Any]) -> None:
+        wandb = _tracker("wandb", extra="wandb")
+        mode = os.environ.get("WANDB_MODE", "offline")
+        # The same name for every leg of a run, so that their records come together.
+        name = f"{folder.name}-{hashlib.blake2b(str(folder.resolve()).encode(), digest_size=4).hexdigest()}"
+        resume = "allow" if mode == "online" else None
+        self._run = wandb.init(project=_PROJECT, id=name, resume=resume, config=config, dir=str(folder), mode=mode)
+
+    def log(self, step: int, values: dict[str, float]) -> None:
+        """Hand the figures on."""
+        self._run.log(values, step=step)
+
+    def close(self) -> None:
+        """Finish the tracker's run."""
+        self._run.finish()
+
+
+_PROJECT = "megacontext"
+_TRACKERS: dict[str, Callable[[Path, dict[str, Any]], MetricSink]] = {"trackio": Trackio, "wandb": Wandb}
+
+
+def open_sinks(tracker: str, folder: Path, config: dict[str, Any], first_step: int) -> list[MetricSink]:
+    """The JSON-lines file, and the tracker where one is asked for (``none``, ``trackio``, ``wandb``).
+
+    ConfigError where its package is not installed.
+    """
+    also: list[MetricSink] = [_TRACKERS[tracker](folder, config)] if tracker != "none" else []
+    return [JsonLines(folder, first_step), *also]
+
+
+def _tracker(name: str, *, extra: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ImportError as err:
+        raise ConfigError(f"tracker: {name} needs the extra: pip install 'megacontext[{extra}]'") from err

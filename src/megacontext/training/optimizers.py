@@ -8,6 +8,7 @@ on this project's 2-core machines, 3 to 4 s with ours. Ours keeps the dtype of t
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import nn
@@ -83,6 +84,17 @@ def build_optimizers(
         for group in optimizer.param_groups:
             group["peak_lr"] = group["lr"]
     return optimizers
+
+
+def resume_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
+    """Take over the state of a checkpoint, but keep the rates of this run's configuration.
+
+    So that lowering a rate helps where a run diverged. ValueError where the state is another model's.
+    """
+    configured = [(group["peak_lr"], group["weight_decay"]) for group in optimizer.param_groups]
+    optimizer.load_state_dict(saved)
+    for group, (peak, decay) in zip(optimizer.param_groups, configured, strict=True):
+        group["peak_lr"], group["weight_decay"] = peak, decay
 
 
 def lr_factor(step: int, *, steps: int, warmup: int, decay_from: float) -> float:

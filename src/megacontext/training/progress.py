@@ -19,6 +19,8 @@ def bar(*, quiet: bool = False) -> Progress:
         TimeRemainingColumn(),
         console=Console(stderr=True),
         disable=quiet,
+        # Steps take seconds and evaluations a minute: a short memory would show no estimate, or a jumping one.
+        speed_estimate_period=600,
     )
 
 
