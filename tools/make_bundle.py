@@ -30,7 +30,8 @@ software. How it was made: `docs/training.md` and the configurations under `conf
 {items} items from held-out packages of the standard library (no training saw them, the tokenizer's included): {far}
 tokens of far context, {tail} of raw tail, the next {horizon} scored; the arms that choose are renewed every {renewal}
 tokens. Recovered: 0 = no better than dropping the far context, 1 = as good as reading all of it. Far-copy tokens occur
-in the far context and not in the tail. Intervals: 95 %, bootstrap by package.
+in the far context and not in the tail. Forwards: slots through the base per scored token, its cache kept up to the first
+slot that changed. Intervals: 95 %, paired bootstrap; resampled by {resampled_by} ({documents} of them).
 
 {table}
 """
@@ -58,7 +59,10 @@ def main() -> None:
             family=bundle.base.family,
             context=bundle.base.context_length,
             table=quality_markdown(result),
-            **{key: result["config"][key] for key in ("items", "far", "tail", "horizon", "renewal")},
+            **{
+                key: result["config"][key]
+                for key in ("items", "far", "tail", "horizon", "renewal", "resampled_by", "documents")
+            },
         )
         (folder / "README.md").write_text(card)
     parts = [name for name, part in (("gistnet", bundle.gists), ("lensnet", bundle.lens)) if part is not None]

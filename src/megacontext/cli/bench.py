@@ -10,85 +10,137 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from megacontext.errors import ConfigError
 
 if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
+    from megacontext.engine.bundle import Bundle
+    from megacontext.evaluation.suite import QualityConfig, Source
 
-PAIRS = (
-    ("gist", "drop"),
-    ("gist", "swapped"),
-    ("gist", "noise"),
-    ("gist", "mean"),
-    ("gist", "recency_28"),
-    ("megacontext", "gist"),
-    ("megacontext", "recency_224"),
-    ("megacontext", "random_expand"),
-    ("megacontext", "recent_expand"),
-)
-SCHEMA = 1
-
+QUICK: dict[str, Any] = {"items": 8, "oracle_items": 2, "lod2_items": 4, "lod3_items": 0, "budgets": ("1/4",)}
+"""What ``--quick`` sets: small enough for CI, too small to say anything about a model."""
 
 bench = typer.Typer(no_args_is_help=True, help="Measure quality, beside the controls that could expose a figure.")
 
 
-@bench.command("quality", epilog="Example:\n\nmegacontext bench quality --json benchmarks/quality.json --items 120")
+@bench.command("quality", epilog="Example:\n\nmegacontext bench quality --json benchmarks/quality.json --items 300")
 def bench_quality(
     file: Annotated[Path, typer.Option("--json", help="Where the result is written.")],
-    items: Annotated[int, typer.Option(help="How many items.")] = 120,
-    model: Annotated[str, typer.Option(help="'bundled', a bundle's folder, a model's folder or hub id.")] = "bundled",
+    items: Annotated[int, typer.Option(min=2, help="How many items.")] = 300,
+    model: Annotated[str, typer.Option(help="'bundled', a bundle's folder, a base's folder or hub id.")] = "bundled",
+    gistnet: Annotated[Path | None, typer.Option(help="A GistNet to measure instead of the bundle's.")] = None,
+    lens: Annotated[str | None, typer.Option(help="A LensNet to measure instead of the bundle's, or 'none'.")] = None,
     documents: Annotated[Path | None, typer.Option(help="A folder whose subfolders are the held-out histories.")] = None,
-    renewal: Annotated[int, typer.Option(help="Tokens between two choices of the arms that choose.")] = 16,
+    dataset: Annotated[
+        Path | None, typer.Option(help="A prepared dataset: a held-out split of it, checked against its training split.")
+    ] = None,
+    split: Annotated[str, typer.Option(help="With --dataset: validation (for choices) or test (for reporting).")] = "test",
+    far: Annotated[int | None, typer.Option(help="Tokens of far context; default: what the base can read raw.")] = None,
+    renewal: Annotated[int, typer.Option(min=1, help="Tokens between two choices of the arms that choose.")] = 16,
+    renewals: Annotated[str, typer.Option(help="Further intervals, such as 64,32,8.")] = "",
+    arms: Annotated[str, typer.Option(help="Only these arms, such as gist,swapped,recency; default: all.")] = "",
+    oracle: Annotated[int, typer.Option(min=0, help="On how many of the items the oracle runs.")] = 100,
+    levels: Annotated[
+        tuple[int, int], typer.Option(min=0, metavar="N N", help="How many items of their own LOD2 and LOD3 get.")
+    ] = (100, 40),
     seed: Annotated[int, typer.Option(help="Seed of the items and the intervals.")] = 0,
-    quick: Annotated[bool, typer.Option("--quick", help="12 items, for CI.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="A few items, for CI.")] = False,
 ) -> None:
     """Measure what the window carries of the far past, beside every control that could expose it.
 
-    Without --documents: the packages of this Python's standard library that no training saw.
+    Without --documents or --dataset: the packages of this Python's standard library that no training saw.
     """
-    result = run_quality(model=model, items=12 if quick else items, documents=documents, renewal=renewal, seed=seed)
-    result["quick"] = quick
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(result, indent=1) + "\n")
+    from megacontext.evaluation.suite import QualityConfig
     from megacontext.evaluation.tables import quality_markdown
 
-    Console(highlight=False).print(quality_markdown(result), markup=False)
+    chosen: dict[str, Any] = {
+        **{"items": items, "far": far, "seed": seed, "renewal": renewal, "oracle_items": oracle},
+        **{"lod2_items": levels[0], "lod3_items": levels[1], "renewals": _numbers(renewals), "arms": _words(arms)},
+    }
+    config = QualityConfig(**{**chosen, **(QUICK if quick else {})})
+    bundle = load_parts(model, gistnet=gistnet, lens=lens)
+    result = run_quality(bundle, source_of(bundle, documents=documents, dataset=dataset, split=split), config)
+    result["config"]["model"] = "bundled" if model == "bundled" else Path(model).name
+    result["quick"] = quick
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n")
+    Console(highlight=False).print(quality_markdown(result), markup=False, soft_wrap=True)
 
 
-def run_quality(*, model: str, items: int, documents: Path | None, renewal: int, seed: int) -> dict[str, Any]:
-    """The result in the form of BENCHMARKS §4, at a quarter of the far context's slots."""
+def run_quality(bundle: Bundle, source: Source, config: QualityConfig) -> dict[str, Any]:
+    """The result in the form of BENCHMARKS §4, with its environment; progress goes to stderr."""
+    from megacontext.evaluation.suite import run
+    from megacontext.training.progress import counted
+
+    found = run(bundle, source, config, counted)
+    return {"schema": found.pop("schema"), "kind": found.pop("kind"), "environment": environment(), **found}
+
+
+def load_parts(model: str, *, gistnet: Path | None, lens: str | None) -> Bundle:
+    """The bundle, with another GistNet or LensNet where one is named; ModelMismatch where they were not made for each other.
+
+    Another GistNet leaves the bundle's LensNet out, since that one was trained for other gists.
+    """
+    from dataclasses import replace
+
     from megacontext.engine.bundle import load_bundle
-    from megacontext.evaluation.items import draw_items
-    from megacontext.evaluation.quality import measure, report, standard_arms
+    from megacontext.errors import ModelMismatch
+    from megacontext.models import GistNet, LensNet
 
     bundle = load_bundle(model)
-    config = {"far": 896, "tail": 128, "horizon": 64, "items": items, "slots": 224, "renewal": renewal, "seed": seed}
-    drawn = draw_items(_histories(bundle.tokenizer, documents), far=896, tail=128, horizon=64, count=items, seed=seed)
-    arms = standard_arms(bundle, drawn, slots=config["slots"], renewal=renewal)
-    columns = (TextColumn("items"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        bar = progress.add_task("items", total=items)
-        measured = measure(bundle.base, bundle.gists, drawn, arms, progress=lambda: progress.advance(bar))
-    return {
-        "schema": SCHEMA,
-        "kind": "quality",
-        "environment": environment(),
-        "config": {**config, "model": "bundled" if model == "bundled" else bundle.base.fingerprint},
-        **report(measured, seed=seed, pairs=PAIRS),
-    }
+    if gistnet is not None:
+        found = GistNet.from_pretrained(gistnet, base_fingerprint=bundle.base.fingerprint)
+        bundle = replace(bundle, gists=found, lens=None)
+    if lens == "none":
+        return replace(bundle, lens=None)
+    if lens is not None:
+        net = LensNet.from_pretrained(lens, base_fingerprint=bundle.base.fingerprint)
+        if bundle.gists is None or net.config.gist_fingerprint != bundle.gists.fingerprint:
+            raise ModelMismatch(f"the LensNet in {lens} was trained for another GistNet: run megacontext train lens")
+        bundle = replace(bundle, lens=net)
+    return bundle
 
 
-def _histories(tokenizer: Any, documents: Path | None) -> list[npt.NDArray[np.int64]]:
+def source_of(bundle: Bundle, *, documents: Path | None, dataset: Path | None, split: str) -> Source:
+    """The held-out histories: of a prepared dataset, of a folder, or of this Python's standard library."""
+    from megacontext.evaluation.suite import Source
     from megacontext.training.corpus import CorpusConfig, collect
+    from megacontext.training.dataset import load_split, read_manifest
     from megacontext.training.held_out import held_out_histories, joined
 
+    tokenizer = bundle.tokenizer
+    eos = tokenizer.eos_token_id
+    if dataset is not None:
+        if documents is not None:
+            raise ConfigError("--documents and --dataset name two sources: choose one")
+        if split not in ("validation", "test"):
+            raise ConfigError(f"--split is validation or test, not {split}: what was trained on proves nothing")
+        vocabulary = read_manifest(dataset)["vocab_size"]
+        if vocabulary != len(tokenizer):
+            raise ConfigError(
+                f"{dataset} was prepared with a tokenizer of {vocabulary} tokens, the model's has {len(tokenizer)}: prepare "
+                "it again with the model's tokenizer"
+            )
+        blocks, train = load_split(dataset, "test" if split == "test" else "validation"), load_split(dataset, "train")
+        training = (train.ids, train.fill)
+        return Source(histories=blocks.histories(), closed_by=eos, name=f"{split} split", training=training)
     if documents is None:
-        return held_out_histories(tokenizer)
+        return Source(histories=held_out_histories(tokenizer), closed_by=eos, name="test packages of the standard library")
     by_package: dict[str, list[str]] = {}
     for file in collect(CorpusConfig(roots=(str(documents),), suffixes=(".py", ".md", ".txt", ".rst"))):
         by_package.setdefault(file.package, []).append(file.text)
-    return [joined(texts, tokenizer) for texts in by_package.values()]
+    return Source(histories=[joined(texts, tokenizer) for texts in by_package.values()], closed_by=eos, name="documents")
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(word.strip() for word in text.split(",") if word.strip())
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(word) for word in _words(text))
+    except ValueError as error:
+        raise ConfigError(f"renewal intervals are whole numbers with commas between, such as 64,32,8; not {text!r}") from error
 
 
 def environment() -> dict[str, Any]:

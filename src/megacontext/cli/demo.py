@@ -6,6 +6,8 @@ import json
 import shutil
 import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -21,7 +23,6 @@ if TYPE_CHECKING:
     from megacontext.engine.ingest import Receipt
     from megacontext.engine.memory import Memory
     from megacontext.engine.session import Session
-    from megacontext.evaluation.quality import Measured
 
 PROMPT = '''import asyncio
 
@@ -30,16 +31,8 @@ async def fetch(host, port):
     reader, writer = await asyncio.open_connection('''
 
 INGEST_TOKENS = 300_000
-FAR, TAIL, HORIZON = 896, 128, 64
-PAIRS = (
-    ("gist", "drop"),
-    ("gist", "swapped"),
-    ("gist", "recency_28"),
-    ("megacontext", "gist"),
-    ("megacontext", "recency_224"),
-    ("megacontext", "random_expand"),
-)
-ARMS = ("drop", "recency_28", "recency_224", "swapped", "gist", "random_expand", "megacontext", "full")
+BUDGET = "1/4"
+ARMS = ("drop", "recency", "swapped", "gist", "random_expand", "megacontext", "full")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -207,35 +200,42 @@ def _show_edits(edits: list[dict[str, Any]], console: Console, most: int = 12) -
 
 
 def _quality(bundle: Bundle, size: DemoSize, console: Console) -> dict[str, Any]:
-    from megacontext.evaluation.items import draw_items
-    from megacontext.evaluation.quality import measure, report, standard_arms
+    from megacontext.evaluation.suite import QualityConfig, Source, run
     from megacontext.training.held_out import held_out_histories
 
     histories = held_out_histories(bundle.tokenizer)
-    items = draw_items(histories, far=FAR, tail=TAIL, horizon=HORIZON, count=size.items, seed=0)
-    arms = {name: arm for name, arm in standard_arms(bundle, items, slots=FAR // 4).items() if name in ARMS}
-    with Progress(TextColumn("measuring"), BarColumn(), TimeElapsedColumn(), console=console) as progress:
-        bar = progress.add_task("items", total=len(items))
-        measured = measure(bundle.base, bundle.gists, items, arms, progress=lambda: progress.advance(bar))
-    figures = report(measured, pairs=PAIRS)
-    _show_quality(figures, measured, console)
-    return {"items": len(items), "far": FAR, "tail": TAIL, "horizon": HORIZON, **figures}
+    source = Source(histories=histories, closed_by=bundle.tokenizer.eos_token_id, name="test packages")
+    config = QualityConfig(items=size.items, budgets=(BUDGET,), oracle_items=0, arms=ARMS)
+
+    @contextmanager
+    def stage(name: str, total: int) -> Iterator[Callable[[], None]]:
+        with Progress(TextColumn("measuring"), BarColumn(), TimeElapsedColumn(), console=console) as progress:
+            bar = progress.add_task(name, total=total)
+            yield lambda: progress.advance(bar)
+
+    figures = run(bundle, source, config, stage)
+    _show_quality(figures, console)
+    return figures
 
 
-def _show_quality(figures: dict[str, Any], measured: Measured, console: Console) -> None:
-    from megacontext.evaluation.tables import COLUMNS, difference_rows, gate_sentence, quality_rows
+def _show_quality(figures: dict[str, Any], console: Console) -> None:
+    from megacontext.evaluation.tables import COLUMNS, budget_title, difference_rows, gate_sentence, quality_rows
 
+    config = figures["config"]
     console.print(
-        f"{len(measured.items)} items from {len(set(measured.items.group.tolist()))} held-out packages: {FAR} tokens of far "
-        f"context, {TAIL} of raw tail, the next {HORIZON} scored. Recovered: 0 = as without the far context, 1 = as with all "
-        "of it. Far-copy: only tokens that occur in the far context and not in the tail."
+        f"{config['items']} items from {config['documents']} held-out documents: {config['far']} tokens of far context, "
+        f"{config['tail']} of raw tail, the next {config['horizon']} scored. Recovered: 0 = as without the far context, "
+        "1 = as with all of it. Far-copy: only tokens that occur in the far context and not in the tail."
     )
-    table = Table(box=None, padding=(0, 1))
-    for number, name in enumerate(COLUMNS):
-        table.add_column(name, justify="right" if number else "left")
-    for row in quality_rows(figures):
-        table.add_row(*(Text(cell) for cell in row))
-    console.print(table)
+    budget = figures["budgets"][BUDGET]
+    parts = (("All far context as gists, and controls at the same slots", figures), (budget_title(BUDGET, budget), budget))
+    for title, part in parts:
+        table = Table(box=None, padding=(0, 1), title=title, title_justify="left")
+        for number, name in enumerate(COLUMNS):
+            table.add_column(name, justify="right" if number else "left")
+        for row in quality_rows(part["arms"]):
+            table.add_row(*(Text(cell) for cell in row))
+        console.print(table)
+        for pair, text, verdict in difference_rows(part["differences"]):
+            console.print(f"  {pair}: {text} nats, {verdict}", markup=False)
     console.print(gate_sentence(figures["gate"]), markup=False)
-    for pair, text, verdict in difference_rows(figures["differences"]):
-        console.print(f"  {pair}: {text} nats, {verdict}", markup=False)

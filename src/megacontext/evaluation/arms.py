@@ -2,17 +2,17 @@
 
 Every arm is a way to make the slots that the base reads, through the product's own assembly, so that a
 mistake there shows here. An arm that chooses is asked again every ``renewal`` tokens and sees only what
-comes before them. Shapes: H scored tokens, far/32 blocks of far context.
+comes before them; only the oracle looks at the answer, and says so. Shapes: H scored tokens, far/32 blocks
+of far context, g vectors a gist.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from megacontext.core import (
     BLOCK,
@@ -21,26 +21,33 @@ from megacontext.core import (
     Timeline,
     WorkingContext,
 )
-from megacontext.engine.assemble import Slots, embed_slots, positions_of, slots_of
+from megacontext.engine.assemble import Slots, slots_of
+from megacontext.engine.evidence import suffix_runs
 from megacontext.engine.focus import FOCUS_DEFAULTS, refocus
 from megacontext.engine.policies import FocusPolicy, FocusView
 from megacontext.engine.reader import ArrayReader
+from megacontext.evaluation.gists import blocks_of, encode_blocks, noise_like
 from megacontext.evaluation.items import IntArray
+from megacontext.evaluation.scoring import Chunk
 from megacontext.models import BaseLM, GistEncoder
-from megacontext.models.positions import PositionStrategy, WindowRanks
 
-FloatArray = npt.NDArray[np.float64]
 SINKS = 4
+QUERY = 128
+"""Newest tokens that a choice may look at, as in a session."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Item:
-    """One item with its gists: ``ids`` int64 [far + tail + H]; ``reader`` over all complete context blocks."""
+    """One item with its gists: ``ids`` int64 [far + tail + H]; ``reader`` over all its complete blocks.
+
+    ``row`` is its number among the items.
+    """
 
     ids: IntArray
     far: int
     tail: int
     reader: ArrayReader
+    row: int = 0
 
     @property
     def context(self) -> int:
@@ -52,87 +59,70 @@ class Item:
         """The scored tokens, int64 [H]."""
         return self.ids[self.context :]
 
+    @property
+    def blocks(self) -> int:
+        """Blocks of far context."""
+        return self.far // BLOCK
 
-@dataclass(frozen=True, kw_only=True)
-class Scorer:
-    """Scores slots with a base; positions by one strategy for all arms."""
-
-    base: BaseLM
-    strategy: PositionStrategy = field(default_factory=WindowRanks)
-
-    def __call__(self, context: Slots, following: IntArray, start: int) -> FloatArray:
-        """NLL float64 [k] (nats) of ``following`` int64 [k] tokens behind the slots, from token position ``start``."""
-        slots = context.then(following, start, -1)
-        positions = positions_of(slots, self.strategy, self.base.context_length)[:-1]
-        embeds = embed_slots(slots, self.base)[:, :-1]
-        first = len(context) - 1
-        with torch.no_grad():
-            logits = self.base.forward(embeds, torch.from_numpy(positions)[None], logits_from=first).logits[0]
-        nll = torch.nn.functional.cross_entropy(logits, torch.from_numpy(following), reduction="none")
-        return nll.double().numpy()
+    @property
+    def vectors(self) -> int:
+        """g; 1 where there are no gists."""
+        return int(self.reader.gists[1].shape[1]) if 1 in self.reader.gists else 1
 
 
-@dataclass(frozen=True, kw_only=True)
-class ArmResult:
-    """``nll`` float64 [H]; ``slots`` used beside the tail (mean over renewals)."""
-
-    nll: FloatArray
-    slots: float
-
-
-Arm = Callable[[Item, Scorer], ArmResult]
+Arm = Callable[[Item], Sequence[Chunk]]
+"""From an item to its scored tokens, in order, each stretch with the slots that the base reads before it."""
 
 
 def make_reader(ids: IntArray, encoder: GistEncoder | None, base: BaseLM) -> ArrayReader:
     """A reader over the complete blocks of ``ids`` int64 [tokens], with LOD1 gists where there is an encoder."""
-    count = len(ids) // BLOCK
-    blocks = ids[: count * BLOCK].reshape(count, BLOCK)
-    gists = {}
-    if encoder is not None:
-        with torch.no_grad():
-            embedded = base.embed(torch.from_numpy(blocks))
-        mask = torch.ones(blocks.shape, dtype=torch.bool)
-        gists[1] = encoder.encode_canonical(embedded, mask, 1).numpy()
+    return reader_over(ids, {1: encode_blocks(blocks_of(ids), base, encoder)} if encoder is not None else {})
+
+
+def reader_over(ids: IntArray, gists: dict[int, npt.NDArray[np.float16]]) -> ArrayReader:
+    """A reader over the complete blocks of ``ids`` int64 [tokens] and their ``gists`` by level."""
+    blocks = blocks_of(ids)
     return ArrayReader(
         ids=blocks.astype(np.uint32),
-        fill=np.full(count, BLOCK, dtype=np.uint8),
-        documents=np.zeros(count, dtype=np.uint32),
+        fill=np.full(len(blocks), BLOCK, dtype=np.uint8),
+        documents=np.zeros(len(blocks), dtype=np.uint32),
         gists=gists,
     )
 
 
-def _window(item: Item, far_lod: int, budget: int) -> WorkingContext:
-    """Far blocks raw or as LOD1 gists, the tail raw."""
-    far, tail = item.far // BLOCK, item.tail // BLOCK
+def window_of(item: Item, far_lod: npt.NDArray[np.int8], budget: int) -> WorkingContext:
+    """Far blocks raw or as LOD1 gists by ``far_lod`` int8 [far/32], the tail raw."""
+    tail = item.tail // BLOCK
     return WorkingContext(
-        timeline=Timeline(blocks=far + tail),
-        lod=np.concatenate([np.full(far, far_lod), np.zeros(tail)]).astype(np.int8),
-        index=np.arange(far + tail),
+        timeline=Timeline(blocks=item.blocks + tail),
+        lod=np.concatenate([far_lod, np.zeros(tail, dtype=np.int8)]),
+        index=np.arange(item.blocks + tail),
         budget=budget,
         recent=item.tail,
+        vectors=item.vectors,
     )
 
 
 def _slots(item: Item, far_lod: int, reader: ArrayReader | None = None) -> Slots:
-    window = _window(item, far_lod, item.context)
+    window = window_of(item, np.full(item.blocks, far_lod, dtype=np.int8), item.context)
     return slots_of(window, reader or item.reader, np.zeros(0, dtype=np.int64), gists=far_lod > 0)
 
 
-def _result(item: Item, scorer: Scorer, slots: Slots) -> ArmResult:
-    return ArmResult(nll=scorer(slots, item.scored, item.context), slots=len(slots) - item.tail)
+def _at_once(item: Item, slots: Slots) -> list[Chunk]:
+    return [Chunk(context=slots, following=item.scored, start=item.context)]
 
 
-def full(item: Item, scorer: Scorer) -> ArmResult:
+def full(item: Item) -> list[Chunk]:
     """All raw tokens: the ceiling."""
-    return _result(item, scorer, _slots(item, 0))
+    return _at_once(item, _slots(item, 0))
 
 
 def recency(slots: int) -> Arm:
     """The newest ``slots`` raw tokens before the tail; 0 is ``drop``, the floor."""
 
-    def arm(item: Item, scorer: Scorer) -> ArmResult:
+    def arm(item: Item) -> list[Chunk]:
         raw = _slots(item, 0)
-        return _result(item, scorer, raw.take(np.arange(len(raw) - item.tail - slots, len(raw))))
+        return _at_once(item, raw.take(np.arange(len(raw) - item.tail - slots, len(raw))))
 
     return arm
 
@@ -140,35 +130,61 @@ def recency(slots: int) -> Arm:
 def recency_sinks(slots: int) -> Arm:
     """Recency with the first four tokens as attention sinks (StreamingLLM, https://arxiv.org/abs/2309.17453)."""
 
-    def arm(item: Item, scorer: Scorer) -> ArmResult:
+    def arm(item: Item) -> list[Chunk]:
         raw = _slots(item, 0)
         newest = np.arange(len(raw) - item.tail - slots + SINKS, len(raw))
-        return _result(item, scorer, raw.take(np.concatenate([np.arange(SINKS), newest])))
+        return _at_once(item, raw.take(np.concatenate([np.arange(SINKS), newest])))
 
     return arm
 
 
-def gist(item: Item, scorer: Scorer) -> ArmResult:
+def gist(item: Item) -> list[Chunk]:
     """All far context as LOD1 gists, nothing expanded."""
-    return _result(item, scorer, _slots(item, 1))
+    return _at_once(item, _slots(item, 1))
 
 
 def with_gists(change: Callable[[Item], npt.NDArray[np.float16]]) -> Arm:
     """The gist arm with other vectors in the same places: a control. ``change`` gives float16 [blocks, g, d]."""
 
-    def arm(item: Item, scorer: Scorer) -> ArmResult:
+    def arm(item: Item) -> list[Chunk]:
         reader = replace(item.reader, gists={1: change(item)})
-        return _result(item, scorer, _slots(item, 1, reader))
+        return _at_once(item, _slots(item, 1, reader))
 
     return arm
 
 
 def noise(item: Item) -> npt.NDArray[np.float16]:
     """Random vectors with the norms of the true gists."""
-    true = item.reader.gists[1].astype(np.float32)
-    drawn = np.random.default_rng(int(item.ids.sum())).standard_normal(true.shape).astype(np.float32)
-    drawn *= np.linalg.norm(true, axis=-1, keepdims=True) / np.linalg.norm(drawn, axis=-1, keepdims=True)
-    return drawn.astype(np.float16)
+    return noise_like(item.reader.gists[1], int(item.ids.sum()))
+
+
+def in_front(change: Callable[[Item], npt.NDArray[np.float16]] | None, raw: int) -> Arm:
+    """The newest ``raw`` far tokens and the tail, all raw, behind gists of something else (None: behind nothing).
+
+    The raw context is complete, so gists of an unrelated document can only cost. ``change`` gives float16
+    [blocks, g, d], of which those in the far context's places are shown.
+    """
+
+    def arm(item: Item) -> list[Chunk]:
+        tokens = _slots(item, 0)
+        tokens = tokens.take(np.arange(len(tokens) - item.tail - raw, len(tokens)))
+        if change is None:
+            return _at_once(item, tokens)
+        alien = _slots(item, 1, replace(item.reader, gists={1: change(item)}))
+        alien = alien.take(np.arange(item.blocks * item.vectors))
+        moved = replace(alien, start=alien.start - item.far, stop=alien.stop - item.far)
+        return _at_once(item, joined(moved, tokens))
+
+    return arm
+
+
+def joined(first: Slots, then: Slots) -> Slots:
+    """Two stretches of slots as one; ``first`` lies before ``then``."""
+    columns = {
+        name: np.concatenate([getattr(first, name), getattr(then, name)]) for name in ("token", "start", "stop", "entry")
+    }
+    shown = [part.vectors for part in (first, then) if len(part.vectors)]  # without gists there is no width either
+    return Slots(**columns, vectors=np.concatenate(shown) if shown else first.vectors)
 
 
 def focused(policy: FocusPolicy, *, slots: int, renewal: int, allocator: AllocatorConfig | None = None) -> Arm:
@@ -178,22 +194,60 @@ def focused(policy: FocusPolicy, *, slots: int, renewal: int, allocator: Allocat
     """
     config = replace(allocator or FOCUS_DEFAULTS, max_edits=None, reserve=0)
 
-    def arm(item: Item, scorer: Scorer) -> ArmResult:
-        window, history = _window(item, 1, slots + item.tail), EditHistory()
-        parts, used = [], []
+    def arm(item: Item) -> list[Chunk]:
+        gists = np.ones(item.blocks, dtype=np.int8)
+        window, history, chunks = window_of(item, gists, slots + item.tail), EditHistory(), []
         for at in range(0, len(item.scored), renewal):
             seen = item.context + at
             window = _grown(window, seen, slots + item.tail + at)
-            view = FocusView(window=window, reader=item.reader, query=item.ids[max(0, seen - 128) : seen], step=at)
+            # Another number for every item: random policies must not choose the same places in all of them.
+            step_number = item.row * len(item.scored) + at
+            view = FocusView(window=window, reader=item.reader, query=item.ids[max(0, seen - QUERY) : seen], step=step_number)
             step = refocus(view, policy, config, history)
             window, history = step.after, step.history
-            open_ids = item.ids[seen // BLOCK * BLOCK : seen]
-            context = slots_of(window, item.reader, open_ids, gists=True)
-            parts.append(scorer(context, item.ids[seen : seen + renewal], seen))
-            used.append(len(context) - item.tail - at)
-        return ArmResult(nll=np.concatenate(parts), slots=float(np.mean(used)))
+            chunks.append(_chunk(item, window, at, renewal, gists=True))
+        return chunks
 
     return arm
+
+
+Choice = Callable[[Item, int, int], IntArray]
+"""``(item, at, most)``: far blocks to read raw for the tokens from ``at`` on, at most ``most``: int64 [≤ most]."""
+
+
+def chosen(choose: Choice, *, slots: int, renewal: int, gists: bool) -> Arm:
+    """The blocks of ``choose`` raw, the others as gists or, without ``gists``, not at all; at most ``slots`` in all."""
+
+    def arm(item: Item) -> list[Chunk]:
+        g = item.vectors
+        most = (slots - item.blocks * g) // (BLOCK - g) if gists else slots // BLOCK
+        chunks = []
+        for at in range(0, len(item.scored), renewal):
+            far_lod = np.ones(item.blocks, dtype=np.int8)
+            far_lod[choose(item, at, max(0, most))] = 0
+            window = _grown(window_of(item, far_lod, item.context), item.context + at, item.context + at)
+            chunks.append(_chunk(item, window, at, renewal, gists=gists))
+        return chunks
+
+    return arm
+
+
+def longest_suffix(item: Item, at: int, most: int) -> IntArray:
+    """The blocks that hold the longest earlier matches of the newest tokens, ties to the newest block.
+
+    The strongest cheap rule on code: what followed these tokens before is likely to follow again.
+    """
+    seen = item.context + at
+    runs = suffix_runs(blocks_of(item.ids[: item.far]), item.ids[max(0, seen - QUERY) : seen]).max(axis=1)
+    order = np.lexsort((np.arange(item.blocks), runs))[::-1]
+    return np.sort(order[:most])
+
+
+def _chunk(item: Item, window: WorkingContext, at: int, renewal: int, *, gists: bool) -> Chunk:
+    """The next ``renewal`` tokens behind ``window`` and the block that is not complete yet."""
+    seen = item.context + at
+    context = slots_of(window, item.reader, item.ids[seen // BLOCK * BLOCK : seen], gists=gists)
+    return Chunk(context=context, following=item.ids[seen : seen + renewal], start=seen)
 
 
 def _grown(window: WorkingContext, tokens: int, budget: int) -> WorkingContext:

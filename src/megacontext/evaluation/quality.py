@@ -1,10 +1,9 @@
-"""The quality benchmark: arms on held-out items, with paired intervals. The form is that of ``bench quality``."""
+"""The arms of ``bench quality`` that a bundle can run, at the gists' slots and at budgets between gists and all raw."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable
+from fractions import Fraction
 
 import numpy as np
 import numpy.typing as npt
@@ -13,170 +12,129 @@ from megacontext.core import BLOCK
 from megacontext.engine.bundle import Bundle
 from megacontext.engine.policies import Random, Recency
 from megacontext.engine.policies.lens import Lens
+from megacontext.errors import ConfigError
 from megacontext.evaluation import arms
-from megacontext.evaluation.bootstrap import group_weights, interval, weighted_mean
+from megacontext.evaluation.gists import GistBank, blocks_of, mean_gists, rarest_gists, token_counts
 from megacontext.evaluation.items import Items
+from megacontext.evaluation.measured import Measured, measure
+from megacontext.evaluation.oracle import Gains
+from megacontext.evaluation.report import Figures, report
 from megacontext.models import BaseLM, GistEncoder
-from megacontext.models.gist_baselines import MeanPoolGist
 
-FloatArray = npt.NDArray[np.float64]
-GATE_ALL, GATE_FAR_COPY = 0.05, 0.2
+__all__ = ["Figures", "Measured", "budget_arms", "budget_slots", "gist_arms", "measure", "report", "swapped_gists"]
 
-
-@dataclass(frozen=True, kw_only=True)
-class Measured:
-    """NLL float64 [items, H] and slots beside the tail of each arm, on the same items."""
-
-    items: Items
-    nll: Mapping[str, FloatArray]
-    slots: Mapping[str, float]
-
-    def __post_init__(self) -> None:
-        for name, values in self.nll.items():
-            if values.shape != self.items.ids[:, self.items.context :].shape:
-                raise ValueError(f"arm {name} did not score exactly the horizon: {values.shape}")
-
-
-def measure(
-    base: BaseLM,
-    encoder: GistEncoder | None,
-    items: Items,
-    chosen: Mapping[str, arms.Arm],
-    *,
-    progress: Callable[[], None] = lambda: None,
-) -> Measured:
-    """Run the ``chosen`` arms on every item; ``swapped`` gets the gists of the item before it."""
-    scorer = arms.Scorer(base=base)
-    nll: dict[str, list[FloatArray]] = {name: [] for name in chosen}
-    slots: dict[str, list[float]] = {name: [] for name in chosen}
-    for ids in items.ids:
-        reader = arms.make_reader(ids, encoder, base)
-        item = arms.Item(ids=ids, far=items.far, tail=items.tail, reader=reader)
-        for name, arm in chosen.items():
-            result = arm(item, scorer)
-            nll[name].append(result.nll)
-            slots[name].append(result.slots)
-        progress()
-    return Measured(
-        items=items,
-        nll={name: np.stack(rows) for name, rows in nll.items()},
-        slots={name: float(np.mean(values)) for name, values in slots.items()},
-    )
+FARS = (3968, 1920, 896)
+"""Far contexts, in tokens, of bases that were trained for 4,096, 2,048 and 1,024 (with the tail)."""
+BUDGETS = ("1/4", "1/8", "1/16")
+PAIRS = (
+    ("gist", "drop"),
+    ("gist", "recency"),
+    ("gist", "recency_sinks"),
+    ("gist", "mean"),
+    ("gist", "rarest"),
+    ("gist", "noise"),
+    ("gist", "swapped"),
+    ("swapped", "drop"),
+)
+BUDGET_PAIRS = (
+    ("megacontext", "gist"),
+    ("megacontext", "recency"),
+    ("megacontext", "recency_sinks"),
+    ("megacontext", "suffix"),
+    ("megacontext", "random_expand"),
+    ("megacontext", "recent_expand"),
+    ("recent_expand", "recency"),
+    ("oracle", "megacontext"),
+)
+F16 = npt.NDArray[np.float16]
 
 
-def standard_arms(bundle: Bundle, items: Items, *, slots: int, renewal: int = 16) -> dict[str, arms.Arm]:
-    """The arms that this bundle can run, for ``slots`` beside the tail; recency also at the gists' slots."""
+def far_for(base: BaseLM, *, tail: int, horizon: int) -> int:
+    """The longest of the usual far contexts that ``base`` can read raw; for tiny bases what fits, at least one block."""
+    room = base.context_length - tail - horizon
+    return next((far for far in FARS if far <= room), max(BLOCK, room // BLOCK * BLOCK))
+
+
+def gist_arms(bundle: Bundle, items: Items, *, bank: GistBank | None = None) -> dict[str, arms.Arm]:
+    """Everything at the slots of the gists alone, with the references; without an encoder, recency at far/32 slots."""
     base, encoder = bundle.base, bundle.gists
-    blocks = items.far // BLOCK
-    chosen: dict[str, arms.Arm] = {
-        "drop": arms.recency(0),
-        f"recency_{slots}": arms.recency(slots),
-        f"recency_sinks_{slots}": arms.recency_sinks(slots),
-    }
+    slots = items.far // BLOCK * (encoder.vectors if encoder is not None else 1)
+    chosen: dict[str, arms.Arm] = {}
     if items.context + items.horizon <= base.context_length:
         chosen["full"] = arms.full
+    chosen |= {"drop": arms.recency(0), "recency": arms.recency(slots), "recency_sinks": arms.recency_sinks(slots)}
+    if slots <= arms.SINKS:
+        del chosen["recency_sinks"]
     if encoder is None:
         return chosen
-    chosen |= {
-        f"recency_{blocks}": arms.recency(blocks * encoder.vectors),
-        "gist": arms.gist,
-        "swapped": arms.with_gists(swapped_gists(items, base, encoder)),
+    if slots + items.tail + items.horizon > base.context_length:
+        raise ConfigError(
+            f"{slots} gists, a tail of {items.tail} and {items.horizon} scored tokens do not fit into the base's "
+            f"{base.context_length} positions: choose a shorter --far"
+        )
+    counts = token_counts(items, base.vocab_size)
+
+    def blocks(item: arms.Item) -> npt.NDArray[np.int64]:
+        return blocks_of(item.ids)
+
+    return chosen | {
+        "mean": arms.with_gists(lambda item: mean_gists(blocks(item), base, encoder.vectors)),
+        "rarest": arms.with_gists(lambda item: rarest_gists(blocks(item), base, encoder.vectors, counts)),
         "noise": arms.with_gists(arms.noise),
-        "mean": arms.with_gists(_encoded_by(MeanPoolGist(base.width, base.embedding_rms), base)),
-        "recent_expand": arms.focused(Recency(), slots=slots, renewal=renewal),
-        "random_expand": arms.focused(Random(0), slots=slots, renewal=renewal),
+        "swapped": arms.with_gists(swapped_gists(items, base, encoder, bank=bank)),
+        "gist": arms.gist,
     }
+
+
+def budget_slots(far: int, budget: str) -> int:
+    """The slots W beside the tail of a budget such as ``1/4`` of the far context."""
+    return int(far * Fraction(budget))
+
+
+def budget_arms(bundle: Bundle, items: Items, *, slots: int, renewal: int, gains: Gains | None = None) -> dict[str, arms.Arm]:
+    """Everything at ``slots`` beside the tail; arms that choose are asked again every ``renewal`` tokens.
+
+    The oracle only with ``gains``. Arms with gists are left out where the gists alone take more than ``slots``.
+    """
+    base, encoder = bundle.base, bundle.gists
+    chosen: dict[str, arms.Arm] = {
+        "recency": arms.recency(slots),
+        "recency_sinks": arms.recency_sinks(slots),
+        "suffix": arms.chosen(arms.longest_suffix, slots=slots, renewal=renewal, gists=False),
+    }
+    if encoder is None or items.far // BLOCK * encoder.vectors > slots:
+        return chosen
+    chosen["random_expand"] = arms.focused(Random(0), slots=slots, renewal=renewal)
+    chosen["recent_expand"] = arms.focused(Recency(), slots=slots, renewal=renewal)
     if bundle.lens is not None:
         chosen["megacontext"] = arms.focused(Lens(bundle.lens, base), slots=slots, renewal=renewal)
+    if gains is not None:
+        chosen["oracle"] = arms.chosen(gains.best(renewal), slots=slots, renewal=renewal, gists=True)
     return chosen
 
 
-def swapped_gists(items: Items, base: BaseLM, encoder: GistEncoder) -> Callable[[arms.Item], npt.NDArray[np.float16]]:
-    """Gists of another history in the same places: those of the next item from another group."""
-
-    def change(item: arms.Item) -> npt.NDArray[np.float16]:
-        at = int(np.flatnonzero((items.ids == item.ids).all(axis=1))[0])
-        others = np.flatnonzero(items.group != items.group[at])
-        if not len(others):
-            others = np.flatnonzero(np.arange(len(items)) != at)
-        other = int(others[at % len(others)])
-        return arms.make_reader(items.ids[other], encoder, base).gists[1]
-
-    return change
+RENEWED = frozenset({"suffix", "random_expand", "recent_expand", "megacontext", "oracle"})
+"""Arms that choose, and so depend on the renewal interval."""
 
 
-def _encoded_by(encoder: GistEncoder, base: BaseLM) -> Callable[[arms.Item], npt.NDArray[np.float16]]:
-    return lambda item: arms.make_reader(item.ids, encoder, base).gists[1]
+def swapped_gists(
+    items: Items, base: BaseLM, encoder: GistEncoder, *, bank: GistBank | None = None
+) -> Callable[[arms.Item], F16]:
+    """Gists of another history in the same places: a control that only real information beats."""
+    made = bank or GistBank(items, base, encoder)
+    return lambda item: made(items.other(item.row))
 
 
-def report(measured: Measured, *, seed: int = 0, pairs: Sequence[tuple[str, str]] = ()) -> dict[str, Any]:
-    """Gate, figures of every arm and paired differences, as plain data (the form of BENCHMARKS §4)."""
-    items = measured.items
-    weights = group_weights(items.group, seed)
-    everything = np.ones((len(items), items.horizon), dtype=np.bool_)
-    masks = {"all": everything, "far_copy": items.far_copy}
+def unneeded_arms(bundle: Bundle, items: Items, *, bank: GistBank | None = None) -> dict[str, arms.Arm]:
+    """A complete raw context, alone and behind another history's gists; empty where both do not fit the base."""
+    base, encoder = bundle.base, bundle.gists
+    if encoder is None:
+        return {}
+    gists = items.far // BLOCK * encoder.vectors
+    raw = min(items.far, (base.context_length - gists - items.tail - items.horizon) // BLOCK * BLOCK)
+    if raw < 0:
+        return {}
     return {
-        "gate": gate(measured, weights),
-        "arms": {name: _arm_figures(measured, name, masks, weights) for name in measured.nll},
-        "differences": {
-            f"{a}-{b}": {
-                **_difference(measured, a, b, masks["all"], weights),
-                "far_copy": _difference(measured, a, b, masks["far_copy"], weights),
-            }
-            for a, b in pairs
-            if a in measured.nll and b in measured.nll
-        },
+        "alone": arms.in_front(None, raw),
+        "behind_unrelated": arms.in_front(swapped_gists(items, base, encoder, bank=bank), raw),
     }
-
-
-def gate(measured: Measured, weights: FloatArray) -> dict[str, Any]:
-    """Whether the base uses far context on these items at all; without ``full`` nothing is judged."""
-    if "full" not in measured.nll or "drop" not in measured.nll:
-        return {"judged": False}
-    gap = measured.nll["drop"] - measured.nll["full"]
-    items = measured.items
-    everything, copied = np.ones(gap.shape, dtype=np.bool_), items.far_copy
-    ci = interval(weighted_mean(gap, copied, weights))
-    mean, copy_mean = float(gap.mean()), float(gap[copied].mean()) if copied.any() else float("nan")
-    return {
-        "judged": bool(mean >= GATE_ALL and copy_mean >= GATE_FAR_COPY and ci[0] > 0),
-        "drop_minus_full": mean,
-        "drop_minus_full_ci": interval(weighted_mean(gap, everything, weights)),
-        "drop_minus_full_far_copy": copy_mean,
-        "ci": ci,
-    }
-
-
-def _arm_figures(
-    measured: Measured, name: str, masks: Mapping[str, npt.NDArray[np.bool_]], weights: FloatArray
-) -> dict[str, Any]:
-    figures = {key: _masked_figures(measured, name, mask, weights) for key, mask in masks.items()}
-    return {**figures["all"], "slots": measured.slots[name], "far_copy": figures["far_copy"]}
-
-
-def _masked_figures(measured: Measured, name: str, mask: npt.NDArray[np.bool_], weights: FloatArray) -> dict[str, Any]:
-    own = measured.nll[name]
-    figures: dict[str, Any] = {
-        "nll": float(own[mask].mean()),
-        "nll_ci": interval(weighted_mean(own, mask, weights)),
-    }
-    if "full" not in measured.nll:
-        return figures
-    full, drop = measured.nll["full"], measured.nll["drop"]
-    one = np.ones((1, len(own)))
-    figures["delta_nll"] = float((own - full)[mask].mean())
-    figures["recovered"] = float(_recovered(drop, own, full, mask, one)[0])
-    figures["recovered_ci"] = interval(_recovered(drop, own, full, mask, weights))
-    return figures
-
-
-def _recovered(
-    drop: FloatArray, own: FloatArray, full: FloatArray, mask: npt.NDArray[np.bool_], weights: FloatArray
-) -> FloatArray:
-    result: FloatArray = weighted_mean(drop - own, mask, weights) / weighted_mean(drop - full, mask, weights)
-    return result
-
-
-def _difference(measured: Measured, a: str, b: str, mask: npt.NDArray[np.bool_], weights: FloatArray) -> dict[str, Any]:
-    values = measured.nll[a] - measured.nll[b]
-    return {"diff": float(values[mask].mean()), "ci": interval(weighted_mean(values, mask, weights))}

@@ -7,45 +7,115 @@ from typing import Any
 
 LABELS = {
     "drop": "drop: the tail alone (floor)",
-    "recency_28": "recency: 28 raw tokens",
-    "recency_224": "recency: 224 raw tokens",
-    "recency_sinks_224": "recency with 4 sinks",
+    "recency": "recency: the newest raw tokens",
+    "recency_sinks": "recency with 4 sinks",
+    "suffix": "suffix: raw blocks by longest match",
     "noise": "noise as gists (control)",
     "mean": "mean-pooled gists (control)",
+    "rarest": "rarest token as gist (control)",
     "swapped": "swapped gists (control)",
     "gist": "gists, nothing expanded",
     "random_expand": "gists, random expanded",
     "recent_expand": "gists, newest expanded",
     "megacontext": "MegaContext (LensNet)",
+    "oracle": "oracle: looks at the answer",
     "full": "full: all raw (ceiling)",
 }
 """What each arm shows the base beside the tail, in the order of tables."""
 
-
-def quality_rows(figures: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    """One row an arm: label, slots, NLL, recovered with its interval; NLL and recovered on far-copy tokens."""
-    rows: list[tuple[str, ...]] = []
-    for name, label in LABELS.items():
-        arm = figures["arms"].get(name)
-        if arm is None:
-            continue
-        copied = arm["far_copy"]
-        recovered = f"{arm['recovered']:.2f} [{_interval(arm['recovered_ci'], '.2f')}]" if "recovered" in arm else "–"
-        copy_recovered = f"{copied['recovered']:.2f}" if "recovered" in copied else "–"
-        rows.append((label, f"{arm['slots']:.0f}", f"{arm['nll']:.3f}", recovered, f"{copied['nll']:.3f}", copy_recovered))
-    return rows
-
-
 COLUMNS = ("beside the tail", "slots", "NLL", "recovered [95 %]", "far-copy", "recovered")
 
 
+def quality_rows(arms: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """One row an arm: label, slots, NLL, recovered with its interval; NLL and recovered on far-copy tokens."""
+    rows: list[tuple[str, ...]] = []
+    for name, label in LABELS.items():
+        arm = arms.get(name)
+        if arm is None:
+            continue
+        copied = arm["far_copy"]
+        rows.append(
+            (
+                label + (f" ({arm['items']} items)" if "items" in arm else ""),
+                f"{arm['slots']:.0f}",
+                _figure(arm, "nll", ".3f"),
+                _with_interval(arm, "recovered", ".2f"),
+                _figure(copied, "nll", ".3f"),
+                _figure(copied, "recovered", ".2f"),
+            )
+        )
+    return rows
+
+
 def quality_markdown(result: Mapping[str, Any]) -> str:
-    """The table, the gate and the paired differences of a quality result as Markdown."""
-    lines = ["| " + " | ".join(COLUMNS) + " |", "|---|---:|---:|---:|---:|---:|"]
-    lines += ["| " + " | ".join(row) + " |" for row in quality_rows(result)]
-    lines += ["", gate_sentence(result["gate"]), "", "| paired difference | nats [95 %] | |", "|---|---:|---|"]
-    lines += [f"| {pair} | {text} | {verdict} |" for pair, text, verdict in difference_rows(result["differences"])]
-    return "\n".join(lines) + "\n"
+    """A quality result as Markdown: gate, arms and differences, budgets, levels, distances, costs; what is there."""
+    parts = [
+        _table(COLUMNS, quality_rows(result["arms"])),
+        gate_sentence(result["gate"]),
+        _differences(result["differences"]),
+        *(summary_sentences(result)),
+        *(_budget(name, found) for name, found in result.get("budgets", {}).items() if found.get("arms")),
+        _renewal(result),
+        *(level_sentences(result)),
+        _distances(result),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def summary_sentences(result: Mapping[str, Any]) -> list[str]:
+    """What the gists carry of this history, and what they cost where they are not needed."""
+    sentences = []
+    gist = result["arms"].get("gist", {})
+    if "delta_nll" in gist:
+        share, ends = gist["delta_nll_share"], gist["delta_nll_share_ci"]
+        sentences.append(
+            f"With the whole far context as gists, ΔNLL = {_with_interval(gist, 'delta_nll', '+.3f')} nats, {share:.1%} "
+            f"[{ends[0]:.1%}, {ends[1]:.1%}] of the NLL with all of it raw."
+        )
+    if "real" in result:
+        sentences.append(
+            f"Real information, recovered(gist) − recovered(swapped): {_with_interval(result['real'], 'recovered', '.2f')}, "
+            f"on far-copy tokens {_with_interval(result['real']['far_copy'], 'recovered', '.2f')}."
+        )
+    if "unneeded_cost" in result:
+        cost = result["unneeded_cost"]
+        sentences.append(
+            f"{cost['gists']} gists of an unrelated history in front of {cost['raw_tokens']} raw tokens cost "
+            f"{cost['nats']:+.4f} nats [{_interval(cost['ci'], '+.4f')}]."
+        )
+    if "reconstruction" in result:
+        found = result["reconstruction"]
+        sentences.append(
+            f"Tokens reconstructed from their gist: {found['tokens']:.1%} [{found['tokens_ci'][0]:.1%}, "
+            f"{found['tokens_ci'][1]:.1%}]; from another block's gist {found['swapped']:.1%}."
+        )
+    return sentences
+
+
+def level_sentences(result: Mapping[str, Any]) -> list[str]:
+    """LOD2 and LOD3: what they gain over dropping their tokens, beside their controls."""
+    sentences = []
+    for name in ("lod2", "lod3"):
+        found = result.get(name, {})
+        for place, level in (("", found), (" right before the tail", found.get("adjacent", {}))):
+            if "gain" not in level:
+                continue
+            config, differences = level["config"], level["differences"]
+            text = (
+                f"{name.upper()}{place}: {config['spans']} gist(s) for {config['far']:,} tokens gain "
+                f"{_with_interval(level, 'gain', '+.4f')} nats over dropping them ({config['items']} items"
+            )
+            for control in ("swapped", "mean", "noise"):
+                difference = differences.get(f"{name}-{name}_{control}")
+                if difference:
+                    text += f"; against {control} {difference['diff']:+.4f} [{_interval(difference['ci'], '+.4f')}]"
+            text += ")."
+            if level.get("judged"):
+                text += f" Of what LOD1 gists of the same tokens gain, {_with_interval(level, 'kept_of_lod1', '.0%')} is kept."
+            elif "judged" in level:
+                text += " LOD1 gists of the same tokens gain nothing clear here, so the share kept is not judged."
+            sentences.append(text)
+    return sentences
 
 
 def difference_rows(differences: Mapping[str, Any]) -> list[tuple[str, str, str]]:
@@ -60,12 +130,83 @@ def difference_rows(differences: Mapping[str, Any]) -> list[tuple[str, str, str]
 
 def gate_sentence(gate: Mapping[str, Any]) -> str:
     """Whether the base uses far context on these items at all."""
-    if "drop_minus_full" not in gate:
+    if "drop_minus_full_ci" not in gate:
         return "Gate: not judged, since the base cannot read the whole context raw."
     verdict = "judged" if gate["judged"] else "NOT judged: this base does not use far context enough on these items"
+    copied = (
+        f"{gate['drop_minus_full_far_copy']:.3f} [{_interval(gate['ci'], '.3f')}] on far-copy tokens"
+        if "drop_minus_full_far_copy" in gate
+        else "no far-copy tokens"
+    )
     return (
         f"Gate: drop − full = {gate['drop_minus_full']:.3f} nats [{_interval(gate['drop_minus_full_ci'], '.3f')}], "
-        f"{gate['drop_minus_full_far_copy']:.3f} [{_interval(gate['ci'], '.3f')}] on far-copy tokens ({verdict})."
+        f"{copied} ({verdict})."
+    )
+
+
+def budget_title(name: str, found: Mapping[str, Any]) -> str:
+    """A budget in words, with the oracle's share where it is known."""
+    share = f"; {_with_interval(found, 'share_of_oracle', '.2f')} of the oracle's gain" if "share_of_oracle" in found else ""
+    return f"{name} of the far context, {found['slots']} slots beside the tail{share}"
+
+
+def _budget(name: str, found: Mapping[str, Any]) -> str:
+    rows = [
+        (*row[:3], forwards, *row[3:])
+        for row, forwards in zip(quality_rows(found["arms"]), _forwards(found["arms"]), strict=True)
+    ]
+    columns = (*COLUMNS[:3], "forwards", *COLUMNS[3:])
+    parts = (f"**Budget {budget_title(name, found)}**", _table(columns, rows), _differences(found["differences"]))
+    return "\n\n".join(part for part in parts if part)
+
+
+def _forwards(arms: Mapping[str, Any]) -> list[str]:
+    return [_figure(arms[name], "token_forwards", ".1f") for name in LABELS if name in arms]
+
+
+def _renewal(result: Mapping[str, Any]) -> str:
+    """Every arm that chooses, by budget and interval: recovered fraction and token forwards per scored token."""
+    rows = []
+    for budget, found in result.get("budgets", {}).items():
+        for interval, part in found.get("renewal", {}).items():
+            for name in LABELS:
+                if name in part["arms"] and name not in ("recency", "recency_sinks"):
+                    arm = part["arms"][name]
+                    recovered = _with_interval(arm, "recovered", ".2f")
+                    rows.append((LABELS[name], budget, interval, recovered, _figure(arm, "token_forwards", ".1f")))
+    return _table(("arm", "budget", "renewed every", "recovered [95 %]", "forwards per token"), rows) if rows else ""
+
+
+def _distances(result: Mapping[str, Any]) -> str:
+    found = result.get("by_distance", {})
+    names = [name for name in LABELS if name != "full" and all("delta_nll" in part.get(name, {}) for part in found.values())]
+    if not found or not names:
+        return ""
+    rows = [(LABELS[name], *(_with_interval(part[name], "delta_nll", "+.3f") for part in found.values())) for name in names]
+    return _table(("ΔNLL by distance after the edge", *(f"tokens {each.replace('-', '–')}" for each in found)), rows)
+
+
+def _differences(differences: Mapping[str, Any]) -> str:
+    rows = difference_rows(differences)
+    return _table(("paired difference", "nats [95 %]", ""), rows) if rows else ""
+
+
+def _table(columns: tuple[str, ...], rows: list[Any]) -> str:
+    lines = ["| " + " | ".join(columns) + " |", "|---" + "|---:" * (len(columns) - 1) + "|"]
+    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
+
+
+def _figure(figures: Mapping[str, Any], name: str, form: str) -> str:
+    return f"{figures[name]:{form}}" if name in figures else "–"
+
+
+def _with_interval(figures: Mapping[str, Any], name: str, form: str) -> str:
+    if name not in figures:
+        return "–"
+    return (
+        f"{figures[name]:{form}} [{_interval(figures[f'{name}_ci'], form)}]"
+        if f"{name}_ci" in figures
+        else (f"{figures[name]:{form}}")
     )
 
 

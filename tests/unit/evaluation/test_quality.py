@@ -12,7 +12,7 @@ from megacontext.errors import DatasetError
 from megacontext.evaluation import arms
 from megacontext.evaluation.bootstrap import group_weights, interval, weighted_mean
 from megacontext.evaluation.items import Items, draw_items
-from megacontext.evaluation.quality import Measured, gate, measure, report, swapped_gists
+from megacontext.evaluation.quality import Figures, Measured, measure, report, swapped_gists
 from megacontext.evaluation.tables import quality_markdown
 from megacontext.models import BaseLM, GistNet
 from megacontext.testing.tiny_bundle import tiny_gistnet
@@ -83,9 +83,9 @@ def test_the_gate_does_not_judge_a_base_that_ignores_far_context() -> None:
     items = items_of()
     same = np.ones((len(items), H))
     measured = Measured(items=items, nll={"full": same, "drop": same}, slots={"full": 1, "drop": 0})
-    assert not gate(measured, group_weights(items.group, 0))["judged"]
+    assert not Figures(measured).gate()["judged"]
     better = Measured(items=items, nll={"full": same - 0.5, "drop": same}, slots={"full": 1, "drop": 0})
-    assert gate(better, group_weights(items.group, 0))["judged"]
+    assert Figures(better).gate()["judged"]
 
 
 def test_recovered_is_zero_for_drop_and_one_for_full() -> None:
