@@ -1,16 +1,18 @@
-"""Collect source text, drop duplicates, split by whole package.
+"""Collect text, drop duplicates, split by whole package.
 
 A *package* is the unit of splitting: a top-level folder or module of the standard library or of
 ``site-packages``. A held-out package gives no file, and no near-copy of one of its files, to
 training: shingles (hashes of three consecutive non-blank lines) of the held-out files are collected
 first, and a training file that shares more than ``leak_overlap`` of its shingles with them is
-dropped. The same rule against already accepted training files removes near-duplicates.
+dropped. The same rule against already accepted training files removes near-duplicates; files with the
+same text as an accepted one go first.
 """
 
 from __future__ import annotations
 
 import hashlib
 import sysconfig
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,9 +35,10 @@ STDLIB_VALIDATION = frozenset({"unittest", "json", "urllib", "configparser", "op
 
 @dataclass(frozen=True, kw_only=True)
 class SourceFile:
-    """One text file of the corpus; ``package`` is the unit of splitting."""
+    """One text file of the corpus; ``package`` is the unit of splitting, ``name`` its path from the root's name on."""
 
     package: str
+    name: str
     path: Path
     text: str = field(repr=False)
 
@@ -90,36 +93,64 @@ def read_text(path: Path) -> str | None:
     return None if "\0" in text else text.replace("\r\n", "\n")
 
 
-def collect(config: CorpusConfig) -> Iterator[SourceFile]:
-    """Every candidate file under the roots, in sorted order, tests and vendored copies left out."""
+def collect(config: CorpusConfig, seen: Counter[str] | None = None) -> Iterator[SourceFile]:
+    """Every candidate file under the roots, in sorted order, tests and vendored copies left out.
+
+    ``seen`` counts ``files`` looked at and, of those, ``not_text``, ``too_short``, ``too_long`` and ``over_package_limit``.
+    DatasetError where a root is no folder, and at the end where no file held usable text.
+    """
     roots = tuple(Path(r) for r in config.roots) or default_roots()
-    stdlib = Path(sysconfig.get_paths()["stdlib"])
+    seen = Counter() if seen is None else seen
     for root in roots:
         if not root.is_dir():
             raise DatasetError(f"{root} is not a folder: name folders that hold source packages")
-        origin = "stdlib" if root == stdlib else root.name
+    found = False
+    for root in roots:
+        origin = "stdlib" if is_standard_library(root) else root.resolve().name
         for child in sorted(root.iterdir()):
             if child.name.startswith((".", "__")) or child.name in _SKIPPED_PACKAGES:
                 continue
-            name = f"{origin}/{child.stem if child.is_file() else child.name}"
-            yield from _package_files(child, name, config)
+            package = f"{origin}/{child.stem if child.is_file() else child.name}"
+            for file in _package_files(child, root, package, config, seen):
+                found = True
+                yield file
+    if not found:
+        raise DatasetError(_nothing_found(roots, config, seen))
 
 
-def _package_files(child: Path, name: str, config: CorpusConfig) -> Iterator[SourceFile]:
+def is_standard_library(root: Path) -> bool:
+    """Whether ``root`` is the library folder of some Python, whose packages are split by a fixed list."""
+    return (root / "os.py").is_file() and (root / "asyncio").is_dir()
+
+
+def _package_files(child: Path, root: Path, package: str, config: CorpusConfig, seen: Counter[str]) -> Iterator[SourceFile]:
     budget = config.max_package_bytes
     paths = [child] if child.is_file() else sorted(child.rglob("*"))
     for path in paths:
-        if path.suffix not in config.suffixes or not _SKIPPED_PARTS.isdisjoint(path.parts):
+        inside = path.relative_to(root)
+        if path.suffix not in config.suffixes or not _SKIPPED_PARTS.isdisjoint(inside.parts) or not path.is_file():
             continue
-        if not path.is_file() or not config.min_bytes <= path.stat().st_size <= config.max_bytes:
-            continue
-        text = read_text(path)
+        seen["files"] += 1
+        size = path.stat().st_size
+        text = read_text(path) if config.min_bytes <= size <= config.max_bytes else None
         if text is None:
+            seen["too_short" if size < config.min_bytes else "too_long" if size > config.max_bytes else "not_text"] += 1
             continue
         budget -= len(text)
         if budget < 0:
+            seen["over_package_limit"] += 1
             return
-        yield SourceFile(package=name, path=path, text=text)
+        yield SourceFile(package=package, name=f"{package.partition('/')[0]}/{inside.as_posix()}", path=path, text=text)
+
+
+def _nothing_found(roots: Iterable[Path], config: CorpusConfig, seen: Counter[str]) -> str:
+    places, kinds = ", ".join(map(str, roots)), ", ".join(config.suffixes)
+    if not seen["files"]:
+        return f"no files named {kinds} in {places}: name other folders or other suffixes"
+    return (
+        f"no usable text in {places}: of {seen['files']} files named {kinds}, {seen['not_text']} are binary or not UTF-8, "
+        f"{seen['too_short']} shorter than {config.min_bytes} bytes, {seen['too_long']} longer than {config.max_bytes}"
+    )
 
 
 _SKIPPED_PACKAGES = frozenset({"site-packages", "test", "megacontext", "idlelib", "lib2to3"})
@@ -147,25 +178,32 @@ def deduplicate_and_split(
     by_split: dict[Split, list[SourceFile]] = {split: [] for split in SPLITS}
     for file in files:
         by_split[split_of(file.package, config.held_out_percent)].append(file)
-    counts = {"leaks": 0, "duplicates": 0}
+    counts = {"identical": 0, "leaks": 0, "duplicates": 0}
     held_out: set[int] = set()
     result: dict[Split, list[SourceFile]] = {}
     for split in ("test", "validation", "train"):
         seen: set[int] = set()
+        texts: set[bytes] = set()
         kept: list[SourceFile] = []
         for file in by_split[split]:
-            marks = shingles(file.text)
+            marks, text = shingles(file.text), hashlib.blake2b(file.text.encode(), digest_size=16).digest()
             if len(marks & held_out) > config.leak_overlap * len(marks):
                 counts["leaks"] += 1
+            elif text in texts:
+                counts["identical"] += 1
             elif len(marks & seen) > config.duplicate_overlap * len(marks):
                 counts["duplicates"] += 1
             else:
                 kept.append(file)
                 seen |= marks
+                texts.add(text)
         if split != "train":
             held_out |= seen
         result[split] = kept
     for split in SPLITS:
         if not result[split]:
-            raise DatasetError(f"the {split} split is empty: add folders or packages to the corpus")
+            raise DatasetError(
+                f"the {split} split is empty: add folders or packages to the corpus, or hold out more than "
+                f"{config.held_out_percent} percent of the packages"
+            )
     return {split: result[split] for split in SPLITS}, counts

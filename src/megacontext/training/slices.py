@@ -14,7 +14,6 @@ every ``stride`` tokens from the first block of a package on. The same split and
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,15 +21,22 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from safetensors.numpy import save_file
 
 from megacontext.core.node import BLOCK
 from megacontext.errors import ConfigError, DatasetError
 from megacontext.training.corpus import SPLITS, Split
-from megacontext.training.dataset import Blocks, IntArray, load_split, read_manifest
+from megacontext.training.dataset import (
+    Blocks,
+    IntArray,
+    hash_file,
+    load_split,
+    mapped,
+    read_manifest,
+    write_manifest,
+    write_tensors,
+)
 
 MANIFEST = "slices.json"
-_DTYPES = {"U8": np.uint8, "U16": np.uint16, "U32": np.uint32, "I64": np.int64}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,11 +55,26 @@ class SliceConfig:
         if self.horizon < 1:
             raise ConfigError(f"horizon must be at least 1 token, not {self.horizon}")
 
+    @property
+    def positions(self) -> int:
+        """What a model needs to read a slice whole: the last token is only predicted."""
+        return self.context_length + self.horizon - 1
+
+    def require_range(self, positions: int) -> None:
+        """ConfigError unless a base that was made for so many positions can read a slice whole."""
+        if self.positions > positions:
+            fitting = max(0, positions + 1 - self.horizon) // BLOCK * BLOCK
+            raise ConfigError(
+                f"slices of {self.context_length} tokens and {self.horizon} more take {self.positions} positions, but the "
+                f"base was made for {positions}: choose a context length of {fitting}"
+            )
+
 
 @dataclass(frozen=True, kw_only=True)
 class Slices:
-    """The slices of one split, memory-mapped; see the module for shapes."""
+    """The slices of one split, memory-mapped; see the module for shapes. ``sha256`` names the file that they are in."""
 
+    sha256: str
     ids: npt.NDArray[Any]
     fill: npt.NDArray[np.uint8]
     document: npt.NDArray[np.uint32]
@@ -94,7 +115,7 @@ def write_slices(dataset: Path, output: Path, config: SliceConfig) -> dict[str, 
         "dataset": {split: part["sha256"] for split, part in read_manifest(dataset)["splits"].items()},
         "splits": splits,
     }
-    (output / MANIFEST).write_text(json.dumps(manifest, indent=1, sort_keys=True) + "\n")
+    write_manifest(output, manifest, name=MANIFEST)
     return manifest
 
 
@@ -103,7 +124,13 @@ def load_slices(folder: Path, split: Split) -> Slices:
     path = folder / f"slices-{split}.safetensors"
     if not (folder / MANIFEST).is_file() or not path.is_file():
         raise DatasetError(f"no slices of the {split} split in {folder}: run python -m tools.prepare_dataset --slices")
-    return Slices(**_mapped(path))
+    part = json.loads((folder / MANIFEST).read_text())["splits"][split]
+    try:
+        return Slices(sha256=part["sha256"], **mapped(path))
+    except TypeError as err:
+        raise DatasetError(
+            f"{path} holds other tensors than slices: run python -m tools.prepare_dataset --slices again"
+        ) from err
 
 
 def _write_split(blocks: Blocks, path: Path, config: SliceConfig) -> dict[str, Any]:
@@ -120,23 +147,5 @@ def _write_split(blocks: Blocks, path: Path, config: SliceConfig) -> dict[str, A
         "horizon": np.stack(following).astype(blocks.ids.dtype),
         "start": starts,
     }
-    save_file(tensors, str(path))
-    return {"slices": len(starts), "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
-
-
-def _mapped(path: Path) -> dict[str, npt.NDArray[Any]]:
-    """The tensors of a safetensors file as read-only maps of it."""
-    with path.open("rb") as file:
-        size = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(size))
-    header.pop("__metadata__", None)
-    return {
-        name: np.memmap(
-            path,
-            dtype=_DTYPES[entry["dtype"]],
-            mode="r",
-            offset=8 + size + entry["data_offsets"][0],
-            shape=tuple(entry["shape"]),
-        )
-        for name, entry in header.items()
-    }
+    write_tensors(path, tensors)
+    return {"slices": len(starts), "sha256": hash_file(path)}

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import numpy as np
 import pytest
-from corpus_files import config, small_corpus
+from corpus_files import config, name_in, small_corpus, source
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megacontext.errors import DatasetError
+from megacontext.errors import ConfigError, DatasetError
 from megacontext.testing.tiny_models import EOS, byte_tokenizer
-from megacontext.training.dataset import load_split, read_manifest, to_blocks
+from megacontext.training.corpus import SPLITS
+from megacontext.training.dataset import Blocks, load_split, read_documents, read_manifest, to_blocks
 from megacontext.training.prepare import make_tokenizer, prepare
 
 
@@ -30,7 +32,7 @@ def test_preparing_twice_gives_the_same_bytes(tmp_path: Path) -> None:
     for name in ("one", "two"):
         prepare(config(root), byte_tokenizer(), tmp_path / name)
     files = sorted(path.name for path in (tmp_path / "one").iterdir())
-    assert files == ["manifest.json", "test.safetensors", "train.safetensors", "validation.safetensors"]
+    assert files == ["documents.jsonl", "manifest.json", "test.safetensors", "train.safetensors", "validation.safetensors"]
     for name in files:
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
 
@@ -62,6 +64,43 @@ def test_counts_in_the_manifest_are_those_of_the_files(tmp_path: Path) -> None:
         assert (part["blocks"], part["tokens"]) == (len(blocks), int(blocks.fill.sum()))
 
 
+def test_every_document_is_named_with_its_place_and_hash(tmp_path: Path) -> None:
+    root = small_corpus(tmp_path)
+    prepare(config(root), byte_tokenizer(), tmp_path / "data")
+    for split in SPLITS:
+        blocks, documents = load_split(tmp_path / "data", split), read_documents(tmp_path / "data", split)
+        assert [each["document"] for each in documents] == list(range(len(documents)))
+        assert sum(each["tokens"] for each in documents) == blocks.fill.sum()
+        for each in documents:
+            mine = np.flatnonzero(blocks.document == each["document"])
+            assert (mine[0], len(mine)) == (each["block"], each["blocks"])
+            data = (root.parent / each["name"]).read_bytes()
+            assert hashlib.sha256(data).hexdigest() == each["sha256"]
+            assert byte_tokenizer().decode(blocks.tokens(mine[0], each["tokens"] - 1).tolist()) == data.decode()
+
+
+def test_a_history_is_all_documents_of_a_package_in_order(tmp_path: Path) -> None:
+    root = small_corpus(tmp_path)
+    prepare(config(root), byte_tokenizer(), tmp_path / "data")
+    for split in SPLITS:
+        histories = load_split(tmp_path / "data", split).histories()
+        packages: dict[str, str] = {}
+        for each in read_documents(tmp_path / "data", split):
+            text = (root.parent / each["name"]).read_text() + "<eos>"
+            packages[each["package"]] = packages.get(each["package"], "") + text
+        assert [byte_tokenizer().decode(tokens.tolist()) for tokens in histories] == list(packages.values())
+        assert all(history.count("<eos>") == 4 for history in packages.values())
+
+
+@given(st.lists(st.integers(1, 32), min_size=1, max_size=60), st.integers(0, 59), st.integers(0, 400))
+def test_tokens_are_the_next_valid_ones_however_little_the_blocks_hold(fill: list[int], start: int, count: int) -> None:
+    ids = np.arange(len(fill) * 32, dtype=np.uint16).reshape(-1, 32)
+    one = np.zeros(len(fill), dtype=np.uint32)
+    blocks = Blocks(ids=ids, fill=np.array(fill, dtype=np.uint8), document=one, package=one)
+    valid = [32 * block + token for block in range(start, len(fill)) for token in range(fill[block])]
+    assert blocks.tokens(start, count).tolist() == valid[:count]
+
+
 def test_a_smaller_sample_keeps_whole_files(tmp_path: Path) -> None:
     root = small_corpus(tmp_path)
     full = prepare(config(root), byte_tokenizer(), tmp_path / "full")["splits"]
@@ -87,3 +126,43 @@ def test_missing_datasets_say_how_to_make_one(tmp_path: Path) -> None:
         load_split(tmp_path / "data", "train")
     with pytest.raises(DatasetError, match="no split named dev"):
         load_split(tmp_path / "data", "dev")  # type: ignore[arg-type]
+
+
+def test_splits_are_mapped_and_preparing_again_leaves_open_maps_alone(tmp_path: Path) -> None:
+    root = small_corpus(tmp_path)
+    prepare(config(root), byte_tokenizer(), tmp_path / "data")
+    train = load_split(tmp_path / "data", "train")
+    assert isinstance(train.ids, np.memmap) and not train.ids.flags.writeable
+    before = train.ids.copy()
+    (root / name_in("train") / "module0.py").write_text(source(999, 20))
+    prepare(config(root), byte_tokenizer(), tmp_path / "data")
+    assert (train.ids == before).all() and len(load_split(tmp_path / "data", "train")) < len(before)
+
+
+def test_an_interrupted_preparation_is_no_dataset(tmp_path: Path) -> None:
+    root = small_corpus(tmp_path)
+    prepare(config(root), byte_tokenizer(), tmp_path / "data")
+
+    def stop(_: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        prepare(config(root), byte_tokenizer(), tmp_path / "data", progress=stop)
+    with pytest.raises(DatasetError, match="no prepared dataset"):
+        load_split(tmp_path / "data", "train")
+
+
+@pytest.mark.parametrize(("name", "keep"), [("train.safetensors", 0), ("train.safetensors", 200), ("manifest.json", 50)])
+def test_a_damaged_dataset_is_named(tmp_path: Path, name: str, keep: int) -> None:
+    prepare(config(small_corpus(tmp_path)), byte_tokenizer(), tmp_path / "data")
+    path = tmp_path / "data" / name
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(DatasetError, match=f"{name} is (cut or )?damaged: prepare the dataset again"):
+        load_split(tmp_path / "data", "train")
+
+
+def test_a_tokenizer_without_an_end_is_refused(tmp_path: Path) -> None:
+    tokenizer = byte_tokenizer()
+    tokenizer.eos_token = None
+    with pytest.raises(ConfigError, match="set its eos_token"):
+        prepare(config(small_corpus(tmp_path)), tokenizer, tmp_path / "data")

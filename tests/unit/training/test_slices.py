@@ -7,12 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from corpus_files import config, small_corpus
+from hypothesis import given
+from hypothesis import strategies as st
 
 from megacontext.errors import ConfigError, DatasetError
 from megacontext.testing.tiny_models import byte_tokenizer
-from megacontext.training.dataset import load_split
+from megacontext.training.dataset import Blocks, load_split
 from megacontext.training.prepare import prepare
-from megacontext.training.slices import SliceConfig, load_slices, write_slices
+from megacontext.training.slices import SliceConfig, load_slices, slice_starts, write_slices
 
 SMALL = SliceConfig(context_length=256, stride=96, horizon=40)
 
@@ -70,3 +72,51 @@ def test_too_short_packages_say_so(dataset: Path, tmp_path: Path) -> None:
 def test_impossible_sizes_are_refused(wrong: dict[str, int]) -> None:
     with pytest.raises(ConfigError, match=next(iter(wrong))):
         SliceConfig(**wrong)
+
+
+def test_a_context_longer_than_the_base_was_made_for_is_refused_with_both_numbers() -> None:
+    config = SliceConfig(context_length=4096, horizon=64)
+    config.require_range(4159)
+    with pytest.raises(ConfigError, match=r"take 4159 positions, but the base was made for 4158: .* of 4064"):
+        config.require_range(4158)
+
+
+@st.composite
+def splits(draw: st.DrawFn) -> Blocks:
+    """Packages of documents of random length; every token has a number of its own."""
+    fill: list[int] = []
+    document: list[int] = []
+    package: list[int] = []
+    for number, lengths in enumerate(
+        draw(st.lists(st.lists(st.integers(1, 200), min_size=1, max_size=6), min_size=1, max_size=4))
+    ):
+        for length in lengths:
+            blocks = -(-length // 32)
+            fill += [32] * (blocks - 1) + [length - 32 * (blocks - 1)]
+            document += [document[-1] + 1 if document else 0] * blocks
+            package += [number] * blocks
+    return Blocks(
+        ids=np.arange(32 * len(fill), dtype=np.uint16).reshape(-1, 32),
+        fill=np.array(fill, dtype=np.uint8),
+        document=np.array(document, dtype=np.uint32),
+        package=np.array(package, dtype=np.uint32),
+    )
+
+
+@given(splits(), st.integers(1, 5), st.integers(1, 4), st.integers(1, 90))
+def test_no_slice_leaves_its_package_and_every_horizon_is_what_follows(
+    blocks: Blocks, length: int, step: int, horizon: int
+) -> None:
+    config = SliceConfig(context_length=32 * length, stride=32 * step, horizon=horizon)
+    starts = slice_starts(blocks, config)
+    valid = np.arange(32) < blocks.fill[:, None]
+    wanted = []
+    for first in range(len(blocks)):
+        mine = np.flatnonzero(blocks.package == blocks.package[first])
+        following = np.arange(len(blocks)) >= first + length
+        rest = blocks.ids[valid & (following & (blocks.package == blocks.package[first]))[:, None]]
+        inside = first + length - 1 <= mine[-1]
+        if inside and (first - mine[0]) % step == 0 and len(rest) >= horizon:
+            wanted.append(first)
+            assert blocks.tokens(first + length, horizon).tolist() == rest[:horizon].tolist()
+    assert starts.tolist() == wanted
