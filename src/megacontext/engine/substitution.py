@@ -45,21 +45,21 @@ class Pattern:
         """The first block of each LOD2 span."""
         return np.flatnonzero(self.lod == 2)[::BLOCK]
 
-    def slots(self) -> tuple[IntArray, IntArray, IntArray, IntArray]:
+    def slots(self, vectors: int = 1) -> tuple[IntArray, IntArray, IntArray, IntArray]:
         """Pool index, first token, end token and (for raw slots) token index else −1; each int64 [n].
 
-        The pool is the raw tokens [N·32], then the LOD1 gists of ``encoded``, then the LOD2 gists.
+        The pool is the raw tokens [N·32], then the LOD1 gists of ``encoded``, then the LOD2 gists, ``vectors`` each.
         """
         blocks = len(self.lod)
         encoded, heads = self.encoded, self.heads
         lod1_at = np.cumsum(self.lod > 0) - 1
         raw = (np.flatnonzero(self.lod == 0)[:, None] * BLOCK + np.arange(BLOCK)).ravel()
         ones = np.flatnonzero(self.lod == 1)
-        first = blocks * BLOCK
-        index = np.concatenate([raw, first + lod1_at[ones], first + len(encoded) + np.arange(len(heads))])
-        start = np.concatenate([raw, ones * BLOCK, heads * BLOCK])
-        stop = np.concatenate([raw + 1, (ones + 1) * BLOCK, (heads + BLOCK) * BLOCK])
-        token = np.concatenate([raw, np.full(len(ones) + len(heads), -1)])
+        node = np.concatenate([lod1_at[ones], len(encoded) + np.arange(len(heads))])
+        index = np.concatenate([raw, (blocks * BLOCK + node[:, None] * vectors + np.arange(vectors)).ravel()])
+        start = np.concatenate([raw, np.concatenate([ones, heads]).repeat(vectors) * BLOCK])
+        stop = np.concatenate([raw + 1, np.concatenate([ones + 1, heads + BLOCK]).repeat(vectors) * BLOCK])
+        token = np.concatenate([raw, np.full(len(node) * vectors, -1)])
         order = np.argsort(start, kind="stable")
         return index[order], start[order], stop[order], token[order]
 
@@ -87,31 +87,41 @@ def encode_pattern(pattern: Pattern, embeds: Tensor, gistnet: GistNet) -> Tensor
     encoded, heads = pattern.encoded, pattern.heads
     parts = [embeds]
     if len(encoded):
-        children = embeds.view(batch, -1, BLOCK, width)[:, torch.from_numpy(encoded)].flatten(0, 1)
-        lod1 = _encode(gistnet, children, 1).view(batch, len(encoded), -1)
-        parts.append(lod1)
+        children = embeds.view(batch, -1, BLOCK, width)[:, torch.from_numpy(encoded)]
+        lod1 = encode_nodes(gistnet, children, 1)
+        parts.append(lod1.flatten(1, 2))
         if len(heads):
             at = torch.from_numpy(np.flatnonzero(pattern.lod[encoded] == 2))
-            children = lod1[:, at].reshape(batch * len(heads), BLOCK, width)
-            parts.append(_encode(gistnet, children, 2).view(batch, len(heads), -1))
+            children = lod1[:, at].reshape(batch, len(heads), BLOCK * gistnet.vectors, width)
+            parts.append(encode_nodes(gistnet, children, 2).flatten(1, 2))
     return torch.cat(parts, dim=1)
 
 
-def _encode(gistnet: GistNet, children: Tensor, level: int) -> Tensor:
-    mask = torch.ones(children.shape[:2], dtype=torch.bool)
-    levels = torch.full((len(children),), level, dtype=torch.int64)
-    return gistnet.encode(children, mask, levels)[:, 0]
+def encode_nodes(gistnet: GistNet, children: Tensor, level: int) -> Tensor:
+    """Gists [B, M, g, d] of M nodes a row from their children [B, M, S, d], all of them live; differentiable."""
+    flat = children.flatten(0, 1)
+    mask = torch.ones(flat.shape[:2], dtype=torch.bool, device=flat.device)
+    levels = torch.full((len(flat),), level, dtype=torch.int64, device=flat.device)
+    encoded: Tensor = gistnet.encode(flat, mask, levels)
+    return encoded.view(*children.shape[:2], gistnet.vectors, -1)
 
 
 def token_nll(
-    base: BaseLM, pool: Tensor, ids: Tensor, pattern: Pattern, *, absolute: bool, scored: int | None = None
+    base: BaseLM,
+    pool: Tensor,
+    ids: Tensor,
+    pattern: Pattern,
+    *,
+    absolute: bool,
+    scored: int | None = None,
+    vectors: int = 1,
 ) -> Tensor:
     """NLL (nats) of every raw token that follows another slot, or of the last ``scored``: float [B, m].
 
     ``ids`` int64 [B, N·32]; ``pool`` as from ``encode_pattern``. The target of a slot is the raw token
     right after its span; slots in front of a gist predict nothing.
     """
-    index, start, stop, token = pattern.slots()
+    index, start, stop, token = pattern.slots(vectors)
     positions = slot_positions(start, stop, base.context_length, absolute=absolute)
     embeds = pool[:, torch.from_numpy(index[:-1])]
     first = 0 if scored is None else len(index) - 1 - scored

@@ -22,6 +22,7 @@ FloatArray = npt.NDArray[np.float64]
 
 # Rotary positions go through float32, where whole numbers from 2^24 on collide.
 EXACT_IN_FLOAT32 = 1 << 24
+GIST_STRIDE = 6
 
 
 class PositionStrategy(Protocol):
@@ -54,15 +55,23 @@ class Absolute:
 
 
 class WindowRanks:
-    """Dense ranks 0 … n-1: order kept, distances forgotten."""
+    """Ranks: order kept, distances forgotten. A raw token takes one position, a gist the first of ``GIST_STRIDE``.
+
+    A gist's neighbours in the window were 32 tokens or more away, so heads that look at the token before
+    find none there and leave it as it is. Where the window is too full, gists move closer together.
+    """
 
     name = "window"
 
     def __call__(self, start: IntArray, stop: IntArray, context_length: int) -> IntArray:
         """See ``PositionStrategy``."""
         _check_count(len(start), context_length)
-        ranks: IntArray = np.arange(len(start), dtype=np.int64)
-        return ranks
+        is_gist = stop - start > 1
+        room = context_length - len(start)
+        stride = min(GIST_STRIDE, 1 + room // max(1, int(is_gist.sum())))
+        taken = np.where(is_gist, stride, 1)
+        positions: IntArray = np.cumsum(taken, dtype=np.int64) - taken
+        return positions
 
 
 class Log:

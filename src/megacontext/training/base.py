@@ -15,8 +15,9 @@ from megacontext.models import BaseLM
 from megacontext.training.augment import paste_repeats
 from megacontext.training.config import BaseConfig
 from megacontext.training.dataset import Blocks, load_split
-from megacontext.training.gist import GistWindows
-from megacontext.training.induction import build_base
+from megacontext.training.gist import GistWindows, surprisal
+from megacontext.training.induction import CodeSpace, build_base
+from megacontext.training.optimizers import set_lr_scale
 from megacontext.training.tokenizer import save_tokenizer
 
 
@@ -32,7 +33,11 @@ class BaseTask:
             vocab_size=len(self._tokenizer),
             eos=int(self._tokenizer.eos_token_id),
             seed=config.seed,
+            surprisal=surprisal(self._train, len(self._tokenizer)),
         )
+        frozen = config.shape.induction and config.shape.frozen_circuit
+        self._codes = CodeSpace(self._model) if frozen else None
+        set_lr_scale(self._model.get_input_embeddings().parameters(), config.embedding_lr)
         self._windows = GistWindows(config.dataset, config.windows, seed=config.seed)
 
     @property
@@ -43,6 +48,7 @@ class BaseTask:
 
     def loss(self, step: int, rng: np.random.Generator) -> tuple[torch.Tensor, dict[str, float]]:
         """Mean NLL over ``batch`` windows of the full context length."""
+        self._settle()
         length = self._config.shape.context_length
         rows: list[npt.NDArray[np.int64]] = []
         while len(rows) < self._config.batch:
@@ -55,13 +61,19 @@ class BaseTask:
 
     def evaluate(self) -> dict[str, float]:
         """The gate: NLL of the horizon with the far context (full) and without it (drop)."""
+        self._settle()
         trainable = [p for p in self._model.parameters() if p.requires_grad]
         figures = self._windows.evaluate(BaseLM.wrap(self._model, self._tokenizer), None)
         for parameter in trainable:
             parameter.requires_grad_(True)
         return figures
 
+    def _settle(self) -> None:
+        if self._codes is not None:
+            self._codes.settle()
+
     def export(self, folder: Path) -> None:
         """Write model and tokenizer so that ``AutoModelForCausalLM.from_pretrained`` loads them."""
+        self._settle()
         self._model.save_pretrained(str(folder))
         save_tokenizer(self._tokenizer, folder)

@@ -73,20 +73,41 @@ class TokenizerConfig(Frozen):
 
 
 class BaseShape(Frozen):
-    """Size of the base model; ``width`` is the dial, the rest follows."""
+    """Size of the base model; ``width`` (a multiple of ``head_dim``) is the dial, the rest follows.
 
-    width: int = 192
+    ``rotary`` dimensions of each head carry positions. ``rope_theta`` 262 makes the look-back of three rotary planes
+    unmistakable over 1,152 positions. ``induction`` writes the circuit of ``training.induction`` into the initial
+    weights; ``frozen_circuit`` keeps what looks back and what matches as it is.
+    """
+
+    width: int = 220
     layers: int = 4
-    head_dim: int = 32
+    head_dim: int = 20
+    rotary: int = 6
     context_length: int = 1152
-    rope_theta: float = 1_000.0
+    rope_theta: float = 262.0
     embedding_std: float = 0.1
     induction: bool = True
+    frozen_circuit: bool = True
+
+    @model_validator(mode="after")
+    def _circuit_fits(self) -> Self:
+        if self.width % self.head_dim or self.rotary % 2 or not 0 < self.rotary < self.head_dim:
+            raise ValueError("width must be a multiple of head_dim, and rotary even and below head_dim")
+        if self.induction and (self.pairs < 1 or self.layers < 2):
+            raise ValueError("the induction circuit needs two layers and three heads: take a larger width or induction: false")
+        return self
 
     @property
     def intermediate(self) -> int:
         """Width of the MLP: 8/3 of the model's, rounded up to a multiple of 64."""
         return -(-self.width * 8 // 3 // 64) * 64
+
+    @property
+    def pairs(self) -> int:
+        """p, the token pairs that one gist can hold for the circuit: codes and places have to fit beside each other."""
+        content = self.head_dim - self.rotary
+        return min(self.width // self.head_dim - 1, (self.width - 1 - content) // (self.head_dim + content))
 
 
 class WindowsConfig(Frozen):
@@ -99,35 +120,48 @@ class WindowsConfig(Frozen):
 
 
 class BaseConfig(RunConfig):
-    """``train base``: a small causal LM from scratch."""
+    """``train base``: a small causal LM from scratch; ``embedding_lr`` as in ``NativeConfig``."""
 
     dataset: Path
     tokenizer: Path
     shape: BaseShape = BaseShape()
     batch: int = 4
     repeats: float = Field(default=0.5, ge=0, le=1)
+    embedding_lr: float = Field(default=0.33, gt=0)
     windows: WindowsConfig = WindowsConfig()
 
 
 class GistNetShape(Frozen):
-    """Size and read-out of a GistNet; its width is the base's."""
+    """Size and read-out of a GistNet; its width is the base's, ``hidden`` its own. ``primed``: an associative read-out
+    starts from what the base can read (``training.priming``); ``frozen_values``: it keeps what it writes, and learns
+    only what to choose."""
 
     heads: int = 6
     layers: int = 2
+    hidden: int | None = 192
     mlp_ratio: float = 2.0
     vectors: int = 1
-    readout: str = "softmax_pool"
+    pools: int | None = 6
+    readout: str = "associative_pool"
     levels: int = 2
+    primed: bool = True
+    frozen_values: bool = True
 
 
 class MixConfig(Frozen):
     """How substituted windows are drawn, in blocks and probabilities.
 
-    ``far`` blocks are mostly gists, ``tail`` blocks raw; with probability ``lod2`` up to ``most_spans``
-    LOD2 spans stand in front; ``absolute`` is the share with absolute instead of window positions.
+    With probability ``banded`` a micro-batch is rows of ``blocks`` in which every token is predicted behind gists, in groups of
+    ``group`` blocks (``training.band``); else windows of ``far`` blocks at random detail with a raw ``tail``, where with
+    probability ``lod2`` up to ``most_spans`` LOD2 spans stand in front. ``absolute`` is the share of those with absolute
+    instead of window positions. A token that occurs in the gisted part and not nearer weighs ``1 + far_weight``.
     """
 
     rows: int = 4
+    banded: float = Field(default=0.0, ge=0, le=1)
+    blocks: int = Field(default=34, ge=2)
+    group: tuple[int, int] = (4, 8)
+    far_weight: float = Field(default=0.0, ge=0)
     far: tuple[int, int] = (8, 28)
     tail: int = 8
     lod2: float = 0.2
@@ -138,15 +172,28 @@ class MixConfig(Frozen):
 
 
 class NativeConfig(RunConfig):
-    """``train native``: continue a base together with a GistNet."""
+    """``train native``: a base together with a GistNet, from scratch (``tokenizer`` and ``shape``) or from ``init``.
 
-    init: Path
+    ``gist_lr`` and ``embedding_lr``: shares of the learning rates that the GistNet and the embeddings get.
+    """
+
     dataset: Path
+    init: Path | None = None
+    tokenizer: Path | None = None
+    shape: BaseShape = BaseShape()
     plain_rows: int = 2
     repeats: float = 0.5
+    gist_lr: float = Field(default=0.1, gt=0)
+    embedding_lr: float = Field(default=0.33, gt=0)
     gistnet: GistNetShape = GistNetShape()
-    mix: MixConfig = MixConfig()
+    mix: MixConfig = MixConfig(rows=2, banded=1.0, far_weight=2.0, repeats=0.5)
     windows: WindowsConfig = WindowsConfig()
+
+    @model_validator(mode="after")
+    def _has_a_start(self) -> Self:
+        if (self.init is None) == (self.tokenizer is None):
+            raise ValueError("give either init, a base to go on from, or tokenizer, to start from scratch")
+        return self
 
 
 class GistConfig(RunConfig):

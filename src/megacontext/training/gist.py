@@ -11,15 +11,17 @@ import torch
 from torch import Tensor, nn
 
 from megacontext.core.node import BLOCK
-from megacontext.engine.substitution import draw_pattern, encode_pattern, token_nll
+from megacontext.engine.substitution import draw_pattern, encode_nodes, encode_pattern, token_nll
 from megacontext.errors import DatasetError
 from megacontext.evaluation import arms
 from megacontext.evaluation.items import Items, draw_items
 from megacontext.evaluation.quality import measure, report, swapped_gists
 from megacontext.models import BaseLM, GistEncoder, GistNet, GistNetConfig
 from megacontext.training.augment import paste_repeats
-from megacontext.training.config import GistConfig, NativeConfig, WindowsConfig
+from megacontext.training.band import band_nll, draw_bands, needs_far
+from megacontext.training.config import GistConfig, GistNetShape, MixConfig, NativeConfig, WindowsConfig
 from megacontext.training.dataset import Blocks, load_split
+from megacontext.training.priming import freeze_values, prime
 
 
 def bound_to(gistnet: GistNet, base_fingerprint: str) -> GistNet:
@@ -45,8 +47,26 @@ def sample_rows(train: Blocks, rng: np.random.Generator, *, rows: int, blocks: i
 def gist_loss(
     base: BaseLM, gistnet: GistNet, train: Blocks, rng: np.random.Generator, config: NativeConfig | GistConfig
 ) -> torch.Tensor:
-    """Mean NLL of the raw tokens of one batch with substituted spans."""
-    mix = config.mix
+    """Mean NLL of the raw tokens of one batch with substituted spans (weighted, where the mix says so)."""
+    if rng.random() < config.mix.banded:
+        return _banded_loss(base, gistnet, train, rng, config.mix)
+    return _pattern_loss(base, gistnet, train, rng, config.mix)
+
+
+def _banded_loss(base: BaseLM, gistnet: GistNet, train: Blocks, rng: np.random.Generator, mix: MixConfig) -> torch.Tensor:
+    rows = sample_rows(train, rng, rows=mix.rows, blocks=mix.blocks)
+    ids = torch.from_numpy(np.stack([paste_repeats(row, rng, probability=mix.repeats) for row in rows])).to(base.device)
+    bands = draw_bands(rng, blocks=mix.blocks, group=mix.group)
+    embeds = base.embed(ids)
+    gists = encode_nodes(gistnet, embeds.view(len(ids), -1, BLOCK, base.width)[:, : bands.gisted], 1)
+    nll = band_nll(base, embeds, gists, ids, bands)
+    if not mix.far_weight:
+        return nll.mean()
+    weight = 1.0 + mix.far_weight * needs_far(ids, bands)
+    return (nll * weight).sum() / weight.sum()
+
+
+def _pattern_loss(base: BaseLM, gistnet: GistNet, train: Blocks, rng: np.random.Generator, mix: MixConfig) -> torch.Tensor:
     spans = int(rng.integers(1, mix.most_spans + 1)) if rng.random() < mix.lod2 else 0
     far = int(rng.integers(mix.far[0], mix.far[1] + 1))
     pattern = draw_pattern(rng, far=far, tail=mix.tail, spans=spans, all_gists=mix.all_gists)
@@ -54,9 +74,30 @@ def gist_loss(
     rows = sample_rows(train, rng, rows=mix.rows, blocks=len(pattern.lod))
     # Repeated where the tokens are raw, so that the gists have something to carry that can be looked up.
     rows = np.stack([paste_repeats(row, rng, probability=mix.repeats, longest=64, earliest=raw_from) for row in rows])
-    ids = torch.from_numpy(rows)
+    ids = torch.from_numpy(rows).to(base.device)
     pool = encode_pattern(pattern, base.embed(ids), gistnet)
-    return token_nll(base, pool, ids, pattern, absolute=bool(rng.random() < mix.absolute)).mean()
+    absolute = bool(rng.random() < mix.absolute)
+    return token_nll(base, pool, ids, pattern, absolute=absolute, vectors=gistnet.vectors).mean()
+
+
+def new_gistnet(base: BaseLM, shape: GistNetShape, train: Blocks, *, base_fingerprint: str, seed: int) -> GistNet:
+    """A fresh GistNet for ``base``; primed on text of the training split where the shape says so."""
+    config = shape.model_dump(exclude={"primed", "frozen_values"})
+    gistnet = GistNet(
+        GistNetConfig(width=base.width, output_rms=base.embedding_rms, base_fingerprint=base_fingerprint, **config)
+    )
+    if shape.primed:
+        rows = sample_rows(train, np.random.default_rng((seed, 0x9213E)), rows=16, blocks=16)
+        prime(gistnet, base, torch.from_numpy(rows).to(base.device), surprisal(train, base.vocab_size).to(base.device))
+    if shape.frozen_values:
+        freeze_values(gistnet)
+    return gistnet
+
+
+def surprisal(train: Blocks, vocab_size: int) -> Tensor:
+    """-log of each token's frequency in the training split (one added to each count): float32 [V], nats."""
+    counts = np.bincount(train.ids[np.arange(BLOCK) < train.fill[:, None]], minlength=vocab_size) + 1.0
+    return torch.from_numpy(-np.log(counts / counts.sum())).float()
 
 
 class GistWindows:
@@ -102,19 +143,14 @@ class GistTask:
     def __init__(self, config: GistConfig) -> None:
         self._config = config
         self._base = BaseLM.from_pretrained(config.base, dtype=torch.float32)
+        self._train = load_split(config.dataset, "train")
         torch.manual_seed(config.seed)
         if config.init is not None:
             self._gistnet = bound_to(GistNet.from_pretrained(config.init), self._base.fingerprint)
         else:
-            self._gistnet = GistNet(
-                GistNetConfig(
-                    width=self._base.width,
-                    output_rms=self._base.embedding_rms,
-                    base_fingerprint=self._base.fingerprint,
-                    **config.gistnet.model_dump(),
-                )
+            self._gistnet = new_gistnet(
+                self._base, config.gistnet, self._train, base_fingerprint=self._base.fingerprint, seed=config.seed
             )
-        self._train = load_split(config.dataset, "train")
         self._windows = GistWindows(config.dataset, config.windows, seed=config.seed)
 
     @property

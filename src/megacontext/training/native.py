@@ -1,7 +1,7 @@
 """The native arm: a base whose pretraining includes spans that are replaced by gists.
 
 Each step has plain windows (so that it stays an ordinary language model) and windows in which far
-blocks are gists in random states of focus. Base and GistNet learn together; both are frozen later.
+blocks are gists. Base and GistNet learn together, from the base's first step on; both are frozen later.
 """
 
 from __future__ import annotations
@@ -11,15 +11,16 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from megacontext.core.node import BLOCK
 from megacontext.models.base_lm import BaseLM
-from megacontext.models.gistnet import GistNet, GistNetConfig
 from megacontext.training.augment import paste_repeats
 from megacontext.training.config import NativeConfig
 from megacontext.training.dataset import Blocks, load_split
-from megacontext.training.gist import GistWindows, bound_to, gist_loss, sample_rows
+from megacontext.training.gist import GistWindows, bound_to, gist_loss, new_gistnet, sample_rows, surprisal
+from megacontext.training.induction import CodeSpace, build_base, freeze_circuit
+from megacontext.training.optimizers import set_lr_scale
 from megacontext.training.tokenizer import save_tokenizer
 
 
@@ -28,16 +29,33 @@ class NativeTask:
 
     def __init__(self, config: NativeConfig) -> None:
         self._config = config
-        self._tokenizer = PreTrainedTokenizerFast.from_pretrained(str(config.init))
-        self._base = BaseLM.wrap(AutoModelForCausalLM.from_pretrained(str(config.init), dtype=torch.float32))
-        torch.manual_seed(config.seed)
-        self._gistnet = GistNet(
-            GistNetConfig(width=self._base.width, output_rms=self._base.embedding_rms, **config.gistnet.model_dump())
-        )
-        self._base.model.requires_grad_(True)
-        self._module = nn.ModuleDict({"base": self._base.model, "gistnet": self._gistnet})
         self._train: Blocks = load_split(config.dataset, "train")
+        self._tokenizer = PreTrainedTokenizerFast.from_pretrained(str(config.init or config.tokenizer))
+        self._base = BaseLM.wrap(self._start())
+        torch.manual_seed(config.seed)
+        self._gistnet = new_gistnet(self._base, config.gistnet, self._train, base_fingerprint="", seed=config.seed)
+        self._unfreeze()
+        frozen = config.shape.induction and config.shape.frozen_circuit
+        self._codes = CodeSpace(self._base.model) if frozen else None
+        self._module = nn.ModuleDict({"base": self._base.model, "gistnet": self._gistnet})
         self._windows = GistWindows(config.dataset, config.windows, seed=config.seed)
+
+    def _start(self) -> PreTrainedModel:
+        config = self._config
+        if config.init is not None:
+            loaded: PreTrainedModel = AutoModelForCausalLM.from_pretrained(str(config.init), dtype=torch.float32)
+            return loaded
+        size = len(self._tokenizer)
+        eos = int(self._tokenizer.eos_token_id)
+        return build_base(config.shape, vocab_size=size, eos=eos, seed=config.seed, surprisal=surprisal(self._train, size))
+
+    def _unfreeze(self) -> None:
+        """Wrapping froze the base: train it again, but for the circuit, and each part at its own pace."""
+        self._base.model.requires_grad_(True)
+        if self._config.shape.induction and self._config.shape.frozen_circuit:
+            freeze_circuit(self._base.model)
+        set_lr_scale(self._gistnet.parameters(), self._config.gist_lr)
+        set_lr_scale(self._base.model.get_input_embeddings().parameters(), self._config.embedding_lr)
 
     @property
     def module(self) -> nn.Module:
@@ -47,21 +65,28 @@ class NativeTask:
     def loss(self, step: int, rng: np.random.Generator) -> tuple[torch.Tensor, dict[str, float]]:
         """Mean NLL on plain windows plus mean NLL behind gists."""
         config = self._config
+        self._settle()
         blocks = self._base.context_length // BLOCK
         plain_ids = sample_rows(self._train, rng, rows=config.plain_rows, blocks=blocks)
         plain_ids = np.stack([paste_repeats(row, rng, probability=config.repeats) for row in plain_ids])
-        ids = torch.from_numpy(plain_ids)
+        ids = torch.from_numpy(plain_ids).to(self._base.device)
         logits = self._base.model(input_ids=ids[:, :-1], use_cache=False).logits
         plain = nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
         gist = gist_loss(self._base, self._gistnet, self._train, rng, config)
         return plain + gist, {"plain": float(plain.detach()), "gist": float(gist.detach())}
 
+    def _settle(self) -> None:
+        if self._codes is not None:
+            self._codes.settle()
+
     def evaluate(self) -> dict[str, float]:
         """Recovered fractions of gists and of controls on validation windows."""
+        self._settle()
         return self._windows.evaluate(self._base, self._gistnet)
 
     def export(self, folder: Path) -> None:
         """Write the base (with its tokenizer) and the GistNet beside it."""
+        self._settle()
         self._base.model.save_pretrained(str(folder / "base"))
         save_tokenizer(self._tokenizer, folder / "base")
         frozen = BaseLM.from_pretrained(folder / "base", dtype=torch.float32)

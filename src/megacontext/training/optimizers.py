@@ -35,7 +35,7 @@ class Muon(torch.optim.Optimizer):
 
     def __init__(
         self,
-        params: Iterable[nn.Parameter],
+        params: Iterable[nn.Parameter] | Iterable[dict[str, Any]],
         *,
         lr: float,
         momentum: float = 0.95,
@@ -60,6 +60,12 @@ class Muon(torch.optim.Optimizer):
                 parameter.add_(update, alpha=-group["lr"] * scale)
 
 
+def set_lr_scale(parameters: Iterable[nn.Parameter], scale: float) -> None:
+    """Let these learn at ``scale`` times the rate of the others."""
+    for parameter in parameters:
+        parameter.lr_scale = scale  # type: ignore[attr-defined]
+
+
 def build_optimizers(
     named: Iterable[tuple[str, nn.Parameter]],
     *,
@@ -67,7 +73,10 @@ def build_optimizers(
     other_lr: float,
     weight_decay: float = 0.01,
 ) -> list[torch.optim.Optimizer]:
-    """One Muon over the 2-D weights inside layers, one AdamW over embeddings, norms and biases."""
+    """One Muon over the 2-D weights inside layers, one AdamW over embeddings, norms and biases.
+
+    Parameters with a rate of their own (``set_lr_scale``) form groups of their own.
+    """
     matrices: list[nn.Parameter] = []
     others: list[nn.Parameter] = []
     for name, parameter in named:
@@ -77,13 +86,21 @@ def build_optimizers(
         (matrices if is_matrix else others).append(parameter)
     optimizers: list[torch.optim.Optimizer] = []
     if matrices:
-        optimizers.append(Muon(matrices, lr=matrix_lr, weight_decay=weight_decay))
+        optimizers.append(Muon(_by_scale(matrices, matrix_lr), lr=matrix_lr, weight_decay=weight_decay))
     if others:
-        optimizers.append(torch.optim.AdamW(others, lr=other_lr, betas=(0.9, 0.98), weight_decay=0.0))
+        groups = _by_scale(others, other_lr)
+        optimizers.append(torch.optim.AdamW(groups, lr=other_lr, betas=(0.9, 0.98), weight_decay=0.0))
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["peak_lr"] = group["lr"]
     return optimizers
+
+
+def _by_scale(parameters: list[nn.Parameter], lr: float) -> list[dict[str, Any]]:
+    groups: dict[float, list[nn.Parameter]] = {}
+    for parameter in parameters:
+        groups.setdefault(getattr(parameter, "lr_scale", 1.0), []).append(parameter)
+    return [{"params": members, "lr": lr * scale} for scale, members in groups.items()]
 
 
 def resume_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:

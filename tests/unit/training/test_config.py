@@ -87,6 +87,22 @@ def test_configurations_cannot_be_changed(tmp_path: Path) -> None:
         config.steps = 11
 
 
-@pytest.mark.parametrize(("width", "expected"), [(192, 512), (96, 256), (100, 320)])
+@pytest.mark.parametrize(("width", "expected"), [(220, 640), (120, 320), (60, 192)])
 def test_the_mlp_follows_the_width(width: int, expected: int) -> None:
     assert BaseShape(width=width).intermediate == expected
+
+
+@pytest.mark.parametrize(("width", "pairs"), [(60, 1), (120, 3), (160, 4), (220, 6), (400, 11)])
+def test_the_pairs_of_a_gist_grow_with_the_width(width: int, pairs: int) -> None:
+    assert BaseShape(width=width).pairs == pairs
+
+
+@pytest.mark.parametrize("shape", ["width: 210", "rotary: 5", "rotary: 20", "width: 40", "layers: 1"])
+def test_shapes_without_room_for_the_circuit_are_refused(tmp_path: Path, shape: str) -> None:
+    with pytest.raises(ConfigError, match="circuit|multiple"):
+        load_config(BaseConfig, write(tmp_path, GOOD + f"shape: {{{shape}}}\n"))
+
+
+def test_native_training_starts_somewhere(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="either init"):
+        load_config(NativeConfig, write(tmp_path, "output: a\ndataset: b\nsteps: 3\n"))

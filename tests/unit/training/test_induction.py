@@ -6,10 +6,10 @@ import torch
 import torch.nn.functional as F
 
 from megacontext.training.config import BaseShape
-from megacontext.training.induction import build_base
+from megacontext.training.induction import CodeSpace, build_base
 
 VOCAB = 512
-SHAPE = BaseShape(width=96, layers=2, context_length=512)
+SHAPE = BaseShape(width=120, layers=2, context_length=512)
 
 
 def second_copy_gain(*, induction: bool, gap: int = 0) -> float:
@@ -42,7 +42,8 @@ def test_the_same_seed_gives_the_same_weights() -> None:
 
 
 def test_every_weight_gets_a_gradient_within_two_steps() -> None:
-    model = build_base(SHAPE, vocab_size=VOCAB, eos=0).train()
+    shape = SHAPE.model_copy(update={"frozen_circuit": False})
+    model = build_base(shape, vocab_size=VOCAB, eos=0).train()
     ids = torch.randint(1, VOCAB, (2, 48), generator=torch.Generator().manual_seed(2))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     for _ in range(2):  # what writes to the stream starts at zero, so what feeds it moves from the second step on
@@ -51,3 +52,44 @@ def test_every_weight_gets_a_gradient_within_two_steps() -> None:
         optimizer.step()
     still = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()]
     assert still == []
+
+
+def test_the_circuit_is_frozen_unless_told_otherwise() -> None:
+    model = build_base(SHAPE, vocab_size=VOCAB, eos=0)
+    frozen = {name.removeprefix("model.layers.") for name, p in model.named_parameters() if not p.requires_grad}
+    assert {name.split(".")[0] for name in frozen} == {"0", "1"}
+    assert not [name for name in frozen if name.startswith("1.") and ("mlp" in name or "o_proj" in name)]
+
+
+def test_embeddings_stay_in_the_codes_subspace_and_keep_the_rest() -> None:
+    model = build_base(SHAPE, vocab_size=VOCAB, eos=0, surprisal=torch.linspace(1.0, 9.0, VOCAB))
+    codes = CodeSpace(model)
+    weight = model.model.embed_tokens.weight
+    before = weight.detach().clone()
+    codes.settle()
+    torch.testing.assert_close(weight.detach(), before, atol=1e-5, rtol=0)
+    with torch.no_grad():
+        weight.add_(torch.randn_like(weight))
+    codes.settle()
+    moved = weight.detach() - before
+    assert torch.linalg.matrix_rank(moved) == SHAPE.pairs * SHAPE.head_dim
+    settled = weight.detach().clone()
+    codes.settle()
+    torch.testing.assert_close(weight.detach(), settled, atol=1e-4, rtol=1e-4)
+
+
+def test_look_back_finds_the_token_before_at_every_distance() -> None:
+    """Rotary planes repeat: over the whole range, no place may look like the one before."""
+    shape = BaseShape(width=120, layers=2)
+    model = build_base(shape, vocab_size=VOCAB, eos=0)
+    ids = torch.randint(1, VOCAB, (1, shape.context_length), generator=torch.Generator().manual_seed(3))
+    with torch.no_grad():
+        x = model.model.embed_tokens(ids)
+        added = model(input_ids=ids, output_hidden_states=True, use_cache=False).hidden_states[1] - x
+        seen = model.model.layers[0].self_attn.v_proj(model.model.layers[0].input_layernorm(x))
+        written = model.model.layers[0].self_attn.o_proj.weight
+    one_back = slice(0, shape.pairs * shape.head_dim)
+    expected = F.pad(seen, (0, 0, 1, 0))[:, :-1, one_back] @ written[:, one_back].T
+    place = written[:, one_back] @ written[:, one_back].T / 0.1**2
+    error = ((added - expected) @ place)[0, 1:].norm(dim=-1) / expected[0, 1:].norm(dim=-1)
+    assert error.max() < 0.1
