@@ -1,0 +1,188 @@
+"""The tables and curves that the template calls by name, made from results alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from megacontext.errors import ConfigError
+from megacontext.evaluation.tables import LABELS, difference_rows, quality_markdown
+from tools.report import experiments, plots, scaling
+from tools.report.files import Result, Results
+from tools.report.markdown import figure_text, table
+from tools.report.targets import target_rows
+
+RECOVERED = {
+    "gist": ("gists", plots.BLUE),
+    "swapped": ("swapped gists", plots.RED),
+    "recency": ("as many raw tokens", plots.GREY),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Blocks:
+    """Blocks over ``results``; curves are collected in ``figures``: file name → SVG."""
+
+    results: Results
+    figures: dict[str, str] = field(default_factory=dict)
+    _shown: set[str] = field(default_factory=set)
+
+    def by_name(self) -> dict[str, Callable[..., str]]:
+        """What a template may call."""
+        return {
+            "quality_table": quality_markdown,
+            "arms_plot": self.arms_plot,
+            "budgets_plot": self.budgets_plot,
+            "difference": difference,
+            "targets": targets,
+            "environment": environment,
+            "run_plot": self.run_plot,
+            "experiments": self.experiments,
+            "other_experiments": self.other_experiments,
+            "scaling_table": self.scaling_table,
+            "scaling_laws": self.scaling_laws,
+            "scaling_plot": self.scaling_plot,
+            "sources": self.sources,
+        }
+
+    def arms_plot(self, result: Result, name: str) -> str:
+        """Recovered fractions of every arm of a quality result."""
+        return self._plot(f"arms-{name}", "Recovered fraction of every arm with 95 % intervals", plots.arms(result, LABELS))
+
+    def budgets_plot(self, result: Result, name: str) -> str:
+        """Recovered fractions of the arms that fill a budget, over the budgets' slots."""
+        budgets = sorted((found for found in result["budgets"].values() if found.get("arms")), key=lambda found: found["slots"])
+        names = [arm for arm in LABELS if any("recovered" in found["arms"].get(arm, {}) for found in budgets)]
+        curves = [
+            (
+                arm.replace("_", " "),
+                [found["slots"] for found in budgets],
+                [found["arms"].get(arm, {}).get("recovered") for found in budgets],
+                None,
+            )
+            for arm in names
+        ]
+        drawn = plots.lines(curves, x="slots beside the tail", y="recovered (0 = drop, 1 = full)", zero=True)
+        return self._plot(f"budgets-{name}", "Recovered fraction by slots beside the tail", drawn)
+
+    def run_plot(self, run: Result) -> str:
+        """One run's validation figures over its steps: recovered fractions, or for a base NLL with and without far context."""
+        name, figures, steps = run["name"], run["curve"]["figures"], run["curve"]["steps"]
+        recovered = {arm: figures[f"recovered/{arm}"] for arm in RECOVERED if f"recovered/{arm}" in figures}
+        if recovered:
+            curves = [(RECOVERED[arm][0], steps, values, RECOVERED[arm][1]) for arm, values in recovered.items()]
+            text, y = f"Recovered fractions on validation items while {name} trains", "recovered (0 = drop, 1 = full)"
+        else:
+            gap = zip(figures["full"], figures["drop_minus_full"], strict=True)
+            drop = [None if low is None or more is None else low + more for low, more in gap]
+            curves = [("drop: tail alone", steps, drop, plots.GREY), ("full: all raw", steps, figures["full"], plots.BLUE)]
+            text, y = f"Loss with and without far context while {name} trains", "NLL (nats per token)"
+        return self._plot(f"run-{name}", text, plots.lines(curves, x="steps", y=y, zero=bool(recovered)))
+
+    def experiments(self, group: str) -> str:
+        """The runs of one group: what differs between them and what came out, with their curves where there are several."""
+        runs = [run for run in self.results.of("run").values() if run["group"] == group]
+        if not runs:
+            raise ConfigError(f"no run belongs to a group {group}: summarise some with --group {group}")
+        self._shown.add(group)
+        text = experiments.group_tables(runs)
+        curves = experiments.real_curves(runs)
+        if len(curves) < 2:
+            return text
+        drawn = plots.lines(curves, x="steps", y="real (gists − swapped)", zero=True)
+        return text + "\n\n" + self._plot(f"group-{group}", f"Real information while the runs of {group} train", drawn)
+
+    def other_experiments(self) -> str:
+        """Every group of runs that no block above has shown, each under a heading of its own."""
+        groups = {str(run["group"]) for run in self.results.of("run").values()} - {"", scaling.GROUP} - self._shown
+        return "\n\n".join(f"### {group.capitalize()}\n{self.experiments(group)}" for group in sorted(groups))
+
+    def scaling_table(self) -> str:
+        """One row a base that was trained: parameters, tokens, figures."""
+        names = [name for name in scaling.FIGURES if any(name in size.figures for size in self._sizes())]
+        rows = [
+            (
+                size.arm,
+                str(size.width),
+                f"{size.parameters:,}",
+                f"{size.tokens:,}" if size.tokens is not None else "–",
+                str(size.gist_runs) if size.gist_runs else "–",
+                *(figure_text(size.figures.get(name), ".3f") for name in names),
+            )
+            for size in self._sizes()
+        ]
+        columns = ("base", "width", "parameters", "tokens", "GistNets", *(scaling.FIGURES[name] for name in names))
+        return table(columns, rows)
+
+    def scaling_laws(self) -> str:
+        """What a straight line says about larger bases, with prediction intervals and its own test."""
+        columns = ("base", "figure", "with every doubling", *(f"at {size / 1e9:.0f}B" for size in scaling.TARGETS))
+        rows = []
+        for arm, points in scaling.by_arm(self._sizes()).items():
+            for name, label in scaling.FIGURES.items():
+                law = scaling.fit(points, name)
+                if law is None:
+                    continue
+                form = ".2f"
+                ranges = [(law.at(size), law.interval(size)) for size in scaling.TARGETS]
+                rows.append(
+                    (
+                        arm,
+                        label,
+                        f"× {2**law.b:.3f}" if law.power else f"{law.b * scaling.LOG2:+.3f}",
+                        *(f"{at:{form}} [{low:{form}}, {high:{form}}]" for at, (low, high) in ranges),
+                        _tested(scaling.largest_from_others(points, name)),
+                    )
+                )
+        return table((*columns, "largest, from the others → measured"), rows)
+
+    def scaling_plot(self) -> str:
+        """Figures over parameters, one line of panels for each arm with enough sizes."""
+        parts = []
+        for arm, points in scaling.by_arm(self._sizes()).items():
+            laws = {name: scaling.fit(points, name) for name in scaling.FIGURES}
+            if any(law is not None for law in laws.values()):
+                text = f"Figures of the {arm} bases over their parameters, with the fitted laws"
+                parts.append(self._plot(f"scaling-{arm}", text, plots.scaling(points, laws)))
+        return "\n\n".join(parts)
+
+    def sources(self) -> str:
+        """Every result file that was read."""
+        names = [("runs/" if kind == "run" else "") + name for kind, named in self.results.by_kind.items() for name in named]
+        return ", ".join(f"`{name}.json`" for name in sorted(names))
+
+    def _sizes(self) -> list[scaling.Size]:
+        return scaling.sizes(self.results.of("run").values())
+
+    def _plot(self, name: str, text: str, drawn: str) -> str:
+        self.figures[f"{name}.svg"] = drawn
+        return f"![{text}](poc_results/{name}.svg)"
+
+
+def difference(result: Result, pair: str) -> str:
+    """A paired difference in words: nats, interval, and what it allows to say."""
+    found = result["differences"].get(pair)
+    if found is None:
+        raise ConfigError(f"no difference {pair} in this result; it has {', '.join(result['differences'])}")
+    ((_, text, verdict),) = difference_rows({pair: found})
+    return f"{text} nats ({verdict})"
+
+
+def targets(result: Result) -> str:
+    """The targets that were set beforehand, what was measured, and whether that is within them."""
+    return table(("target", "measured [95 %]", ""), target_rows(result))
+
+
+def environment(result: Result) -> str:
+    """Machine, versions and commit of a result."""
+    found: Mapping[str, Any] = result["environment"]
+    commit = found["commit"][:12] if found.get("commit") else "unknown"
+    return (
+        f"{found['machine']}, {found['threads']} threads, Python {found['python']}, torch {found['torch']}, "
+        f"transformers {found['transformers']}, commit `{commit}`"
+    )
+
+
+def _tested(found: tuple[float, float] | None) -> str:
+    return "–" if found is None else f"{found[0]:.3f} → {found[1]:.3f}"
