@@ -195,8 +195,10 @@ class _Run:
 
     def _evaluate(self) -> Figures:
         self._task.module.eval()
+        # Everywhere, since an evaluation may leave traces in a task; the main process's figures count.
         with torch.no_grad():
-            return self._runtime.from_main(self._task.evaluate)
+            figures = self._task.evaluate()
+        return self._runtime.from_main(lambda: figures)
 
     def _time_is_up(self, began: float) -> bool:
         limit = self._config.stop_after_s

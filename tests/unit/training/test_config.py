@@ -42,6 +42,23 @@ def test_the_configurations_that_ship_are_valid(name: str) -> None:
     load_config(KINDS[name], CONFIGS / f"{name}.yaml")
 
 
+@pytest.mark.parametrize("name", sorted(path.stem for path in (CONFIGS / "gpu").glob("*.yaml")))
+def test_those_for_a_gpu_are_legs_in_bf16(name: str) -> None:
+    config = load_config(KINDS[name], CONFIGS / "gpu" / f"{name}.yaml")
+    assert isinstance(config, BaseConfig | NativeConfig | GistConfig)
+    assert (config.device, config.precision, config.stop_after_s) == ("cuda", "bf16", 480)
+    windows = config.windows
+    if not isinstance(config, GistConfig):
+        small = load_config(KINDS[name], CONFIGS / f"{name}.yaml")
+        assert isinstance(small, BaseConfig | NativeConfig)
+        assert config.shape.width > small.shape.width and config.shape.layers > small.shape.layers
+        assert windows.far + windows.tail + windows.horizon <= config.shape.context_length
+
+
+def test_every_arm_has_a_configuration_for_a_gpu() -> None:
+    assert {path.stem for path in (CONFIGS / "gpu").iterdir()} == {"base", "native", "gist"}
+
+
 def test_overrides_win_over_the_environment_over_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write(tmp_path, GOOD + "seed: 1\nclip: 2.0\n")
     monkeypatch.setenv("MEGACONTEXT_SEED", "2")
@@ -99,7 +116,7 @@ def test_the_pairs_of_a_gist_grow_with_the_width(width: int, pairs: int) -> None
 
 @pytest.mark.parametrize("shape", ["width: 210", "rotary: 5", "rotary: 20", "width: 40", "layers: 1"])
 def test_shapes_without_room_for_the_circuit_are_refused(tmp_path: Path, shape: str) -> None:
-    with pytest.raises(ConfigError, match="circuit|multiple"):
+    with pytest.raises(ConfigError, match=r"circuit|multiple"):
         load_config(BaseConfig, write(tmp_path, GOOD + f"shape: {{{shape}}}\n"))
 
 
