@@ -147,6 +147,8 @@ class GistTask:
         torch.manual_seed(config.seed)
         if config.init is not None:
             self._gistnet = bound_to(GistNet.from_pretrained(config.init), self._base.fingerprint)
+            if config.gistnet.frozen_values:
+                freeze_values(self._gistnet)
         else:
             self._gistnet = new_gistnet(
                 self._base, config.gistnet, self._train, base_fingerprint=self._base.fingerprint, seed=config.seed
