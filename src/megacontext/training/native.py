@@ -54,7 +54,10 @@ class NativeTask:
         self._base.model.requires_grad_(True)
         if self._config.shape.induction and self._config.shape.frozen_circuit:
             freeze_circuit(self._base.model)
-        set_lr_scale(self._gistnet.parameters(), self._config.gist_lr)
+        if self._config.gist_lr:
+            set_lr_scale(self._gistnet.parameters(), self._config.gist_lr)
+        else:
+            self._gistnet.requires_grad_(False)
         set_lr_scale(self._base.model.get_input_embeddings().parameters(), self._config.embedding_lr)
 
     @property

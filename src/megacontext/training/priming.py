@@ -20,7 +20,8 @@ from megacontext.models import BaseLM, GistNet
 from megacontext.models.readouts import AssociativePool
 
 MATCHING_LAYER = 1
-SHARPNESS = 1.0
+SHARPNESS = 2.0
+"""Logits of a score per nat of surprisal: high enough that a pool picks one place, for a mixture is read by no head."""
 OWN_PART = 10.0
 """Logits by which a pool prefers its own part of the block to begin with, so that pools pick different places."""
 _RIDGE = 1e-3
@@ -77,7 +78,7 @@ def fit_shift(base: BaseLM, ids: Tensor) -> tuple[Tensor, Tensor]:
 def fit_rarity(base: BaseLM, surprisal: Tensor) -> Tensor:
     """The direction float [d] along which embeddings tell their ``surprisal`` (nats, up to a constant)."""
     embedded = base.embed(torch.arange(len(surprisal))[None])[0].float()
-    return _ridge(embedded, (surprisal - surprisal.mean())[:, None])[:, 0]
+    return _ridge(embedded - embedded.mean(dim=0), (surprisal - surprisal.mean())[:, None])[:, 0]
 
 
 def head_subspaces(base: BaseLM, pools: int) -> list[Tensor]:
