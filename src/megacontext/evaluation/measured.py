@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from megacontext.errors import InvalidInput, ModelMismatch
+from megacontext.errors import InvalidInput, InvariantError, ModelMismatch
 from megacontext.evaluation.arms import Arm, Item, reader_over
 from megacontext.evaluation.gists import GistBank
 from megacontext.evaluation.items import IntArray, Items
@@ -88,6 +88,8 @@ def measure(
         group = range(first, min(first + GROUP, len(items)))
         made = {row: _item(items, row, bank, levels) for row in group}
         work = [(name, row, list(arm(made[row]))) for name, arm in chosen.items() for row in group if run.wanted(name, row)]
+        for name, row, chunks in work:
+            check_chunks(name, made[row], chunks)
         scored = iter(scorer([chunk for _, _, chunks in work for chunk in chunks]))
         for name, row, chunks in work:
             parts = [next(scored) for _ in chunks]
@@ -106,6 +108,21 @@ def measure(
         forwards={name: float(np.mean(values)) for name, values in run.forwards.items()},
         bases=dict.fromkeys(chosen, named),
     )
+
+
+def check_chunks(name: str, item: Item, chunks: Sequence[Chunk]) -> None:
+    """InvariantError unless the chunks score the item's horizon and read only what comes before it, as it is."""
+    if not np.array_equal(np.concatenate([chunk.following for chunk in chunks]), item.scored):
+        raise InvariantError(f"arm {name} scores something else than the tokens behind the window")
+    at = item.context
+    for chunk in chunks:
+        slots = chunk.context
+        if chunk.start != at or (len(slots) and slots.stop.max() > chunk.start):
+            raise InvariantError(f"the window of arm {name} reaches to token {slots.stop.max()}, but {at} is to be predicted")
+        raw = slots.token >= 0
+        if not np.array_equal(slots.token[raw], item.ids[slots.start[raw]]):
+            raise InvariantError(f"the window of arm {name} holds tokens that are not the item's")
+        at += len(chunk.following)
 
 
 def _item(items: Items, row: int, bank: GistBank | None, levels: Sequence[int]) -> Item:

@@ -36,9 +36,12 @@ def covered(ids: npt.NDArray[np.int64], training: npt.NDArray[np.uint64]) -> npt
     length = ids.shape[1]
     known = np.unique(training)
     shares = np.zeros(len(ids))
+    if not len(known):
+        return shares
     for row, tokens in enumerate(ids):
         stretches = np.lib.stride_tricks.sliding_window_view(tokens, BLOCK)
-        hit = np.isin(block_hashes(stretches), known)
+        hashes = block_hashes(stretches)
+        hit = known[np.minimum(np.searchsorted(known, hashes), len(known) - 1)] == hashes
         inside = np.convolve(hit, np.ones(BLOCK))[:length] > 0
         shares[row] = inside.mean()
     return shares

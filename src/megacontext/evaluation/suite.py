@@ -51,9 +51,9 @@ class QualityConfig:
     renewal: int = 16
     renewals: tuple[int, ...] = ()
     budgets: tuple[str, ...] = quality.BUDGETS
-    oracle_items: int = 100
-    lod2_items: int = 100
-    lod3_items: int = 40
+    oracle_items: int = 64
+    lod2_items: int = 64
+    lod3_items: int = 24
     arms: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
