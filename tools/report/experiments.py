@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
-from megacontext.training.config import BaseConfig, GistConfig, LensConfig, NativeConfig
+from megacontext.training.config import RunConfig
 from tools.report.files import Result, chosen_figures
 from tools.report.markdown import figure_text, table
 from tools.report.plots import Curve
 
-CONFIGS: Mapping[str, type[BaseModel]] = {"base": BaseConfig, "native": NativeConfig, "gist": GistConfig, "lens": LensConfig}
+KINDS = ("base", "native", "gist", "lens", "other")
 COLUMNS = {
     "full": "NLL full",
     "drop": "NLL drop",
@@ -37,7 +36,7 @@ INCIDENTAL = ("output", "threads", "device", "tracker", "checkpoint_every_s", "e
 
 def group_tables(runs: Sequence[Result]) -> str:
     """A table for the runs of each kind: a base is not compared with a GistNet."""
-    kinds = [kind for kind in (*CONFIGS, "other") if any(run["trains"] == kind for run in runs)]
+    kinds = [kind for kind in KINDS if any(run["trains"] == kind for run in runs)]
     return "\n\n".join(group_table([run for run in runs if run["trains"] == kind]) for kind in kinds)
 
 
@@ -79,17 +78,13 @@ def differing(configs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _filled(run: Result) -> dict[str, Any]:
-    """The run's configuration, flat, with today's defaults for fields that did not exist when it was run."""
-    kind = CONFIGS.get(run["trains"])
-    defaults = _flat(_defaults(kind)) if kind else {}
-    flat = {**defaults, **_flat(run["config"])}
-    return {name: value for name, value in flat.items() if name not in INCIDENTAL}
+    """The run's configuration, flat, with the defaults that the trainer's own fields had before they existed.
 
-
-def _defaults(kind: type[BaseModel]) -> dict[str, Any]:
-    fields = {name: field.get_default(call_default_factory=True) for name, field in kind.model_fields.items()}
-    known = {name: value for name, value in fields.items() if value is not PydanticUndefined}
-    return {name: value.model_dump(mode="json") if isinstance(value, BaseModel) else value for name, value in known.items()}
+    Fields of the recipe (read-out, losses, mixture) that a run lacks stay absent: what they stood for then is not known.
+    """
+    fields = {name: field.get_default(call_default_factory=True) for name, field in RunConfig.model_fields.items()}
+    defaults = {name: value for name, value in fields.items() if value is not PydanticUndefined}
+    return {name: value for name, value in (defaults | _flat(run["config"])).items() if name not in INCIDENTAL}
 
 
 def _flat(config: Mapping[str, Any], above: str = "") -> dict[str, Any]:

@@ -42,7 +42,7 @@ def config(parts: tuple[Path, Path], output: Path, *, seed: int = 0) -> GistConf
         evaluate_every=3,
         checkpoint_every_s=-1.0,
         gistnet=GistNetShape(heads=2, layers=1),
-        mix=MixConfig(rows=2, far=(2, 4), tail=4, lod2=0.5, most_spans=1),
+        mix=MixConfig(rows=2, far=(4, 6), tail=4, lod2=0.5, most_spans=1),
         windows=WindowsConfig(far=128, tail=32, horizon=16, items=3),
     )
 
