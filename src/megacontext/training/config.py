@@ -174,7 +174,8 @@ class MixConfig(Frozen):
 class NativeConfig(RunConfig):
     """``train native``: a base together with a GistNet, from scratch (``tokenizer`` and ``shape``) or from ``init``.
 
-    ``gist_lr`` and ``embedding_lr``: shares of the learning rates that the GistNet and the embeddings get.
+    ``gist_lr`` and ``embedding_lr``: shares of the learning rates that the GistNet and the embeddings get. A GistNet that stays
+    as it was primed (0) gives the base one code to learn to read; what to choose is learned after (``train gist``).
     """
 
     dataset: Path
@@ -183,7 +184,7 @@ class NativeConfig(RunConfig):
     shape: BaseShape = BaseShape()
     plain_rows: int = 2
     repeats: float = 0.5
-    gist_lr: float = Field(default=0.1, gt=0)
+    gist_lr: float = Field(default=0.0, ge=0)
     embedding_lr: float = Field(default=0.33, gt=0)
     gistnet: GistNetShape = GistNetShape()
     mix: MixConfig = MixConfig(rows=2, banded=1.0, far_weight=2.0, repeats=0.5)
