@@ -83,6 +83,8 @@ def freeze_circuit(model: nn.Module) -> None:
     model.get_submodule("model.layers.0").requires_grad_(False)
     for name in ("input_layernorm", "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"):
         model.get_submodule(f"model.layers.1.{name}").requires_grad_(False)
+    # With it a head can learn where to rest when nothing matches; else it copies whatever comes nearest.
+    model.get_parameter("model.layers.1.self_attn.q_proj.bias").requires_grad_(True)
 
 
 class CodeSpace:
