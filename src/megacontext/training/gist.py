@@ -58,7 +58,9 @@ def _banded_loss(base: BaseLM, gistnet: GistNet, train: Blocks, rng: np.random.G
     ids = torch.from_numpy(np.stack([paste_repeats(row, rng, probability=mix.repeats) for row in rows])).to(base.device)
     bands = draw_bands(rng, blocks=mix.blocks, group=mix.group)
     embeds = base.embed(ids)
-    gists = encode_nodes(gistnet, embeds.view(len(ids), -1, BLOCK, base.width)[:, : bands.gisted], 1)
+    # Nothing to learn in a frozen GistNet, and its backward pass would only blur the embeddings that it picks.
+    with torch.set_grad_enabled(any(parameter.requires_grad for parameter in gistnet.parameters())):
+        gists = encode_nodes(gistnet, embeds.view(len(ids), -1, BLOCK, base.width)[:, : bands.gisted], 1)
     nll = band_nll(base, embeds, gists, ids, bands)
     if not mix.far_weight:
         return nll.mean()
