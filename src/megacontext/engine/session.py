@@ -34,7 +34,7 @@ from megacontext.engine.reader import real_tokens
 from megacontext.engine.sampling import Sampler, SamplingConfig
 from megacontext.engine.text_stream import TextStream
 from megacontext.errors import BudgetError, ConfigError
-from megacontext.models.positions import PositionStrategy, WindowRanks
+from megacontext.models.positions import PositionStrategy, window_ranks
 from megacontext.storage import BranchWriter, Snapshot
 
 QUERY_TOKENS = 128
@@ -82,7 +82,7 @@ class Session:
         self.config, self.policy, self.bundle = config, policy, bundle
         self._writer, self._listener, self._search = writer, listener, search or no_search
         self._builder = GistBuilder(bundle.base, bundle.gists) if bundle.gists is not None else None
-        self._cache = WindowCache(bundle.base, strategy or WindowRanks())
+        self._cache = WindowCache(bundle.base, strategy or window_ranks(bundle.gists))
         writer.begin_document(source=source, media_type="text/x-megacontext-session", open=True)
         self._snapshot: Snapshot = writer.snapshot()
         self._open: IntArray = writer.open_ids.astype(np.int64)

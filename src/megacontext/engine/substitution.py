@@ -75,9 +75,9 @@ def draw_pattern(rng: np.random.Generator, *, far: int, tail: int, spans: int, a
     return Pattern(lod=np.concatenate([np.full(spans * BLOCK, 2), middle, np.zeros(tail, dtype=np.int64)]))
 
 
-def slot_positions(start: IntArray, stop: IntArray, context_length: int, *, absolute: bool) -> IntArray:
+def slot_positions(start: IntArray, stop: IntArray, context_length: int, *, absolute: bool, stride: int = 1) -> IntArray:
     """Positions int64 [n] of the slots: absolute where asked for and possible, else window ranks."""
-    strategy: PositionStrategy = Absolute() if absolute and stop[-1] <= context_length else WindowRanks()
+    strategy: PositionStrategy = Absolute() if absolute and stop[-1] <= context_length else WindowRanks(stride)
     return strategy(start, stop, context_length)
 
 
@@ -115,6 +115,7 @@ def token_nll(
     absolute: bool,
     scored: int | None = None,
     vectors: int = 1,
+    stride: int = 1,
 ) -> Tensor:
     """NLL (nats) of every raw token that follows another slot, or of the last ``scored``: float [B, m].
 
@@ -122,7 +123,7 @@ def token_nll(
     right after its span; slots in front of a gist predict nothing.
     """
     index, start, stop, token = pattern.slots(vectors)
-    positions = slot_positions(start, stop, base.context_length, absolute=absolute)
+    positions = slot_positions(start, stop, base.context_length, absolute=absolute, stride=stride)
     embeds = pool[:, torch.from_numpy(index[:-1])]
     first = 0 if scored is None else len(index) - 1 - scored
     logits = base.forward(embeds, torch.from_numpy(positions[:-1]).expand(len(ids), -1), logits_from=first).logits

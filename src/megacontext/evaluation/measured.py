@@ -17,6 +17,7 @@ from megacontext.evaluation.items import IntArray, Items
 from megacontext.evaluation.scoring import Chunk, FloatArray, Scorer, token_forwards
 from megacontext.models import BaseLM, GistEncoder
 from megacontext.models.fingerprints import hash_model
+from megacontext.models.positions import window_ranks
 
 GROUP = 16
 """Items that are scored together."""
@@ -80,7 +81,7 @@ def measure(
     once an item. The first item of every arm is scored a second time, token by token: InvariantError where the two
     differ.
     """
-    scorer = scorer or Scorer(base=base)
+    scorer = scorer or Scorer(base=base, strategy=window_ranks(encoder))
     if bank is None and encoder is not None:
         bank = GistBank(items, base, encoder)
     run = _Run(items, chosen, rows or {})

@@ -23,6 +23,7 @@ from megacontext.evaluation.oracle import Gains
 from megacontext.evaluation.overlap import without_seen
 from megacontext.evaluation.report import Figures, renamed
 from megacontext.evaluation.scoring import Scorer
+from megacontext.models.positions import window_ranks
 
 SCHEMA = 2
 NAMES = (
@@ -128,7 +129,7 @@ def _draw(source: Source, config: QualityConfig, *, far: int, tail: int, count: 
 
 def _main(bundle: Bundle, items: Items, bank: GistBank | None, config: QualityConfig, stage: Stage) -> dict[str, Any]:
     """Gate, arms, differences, budgets, distances and the cost of gists that are not needed: all on the same items."""
-    scorer = Scorer(base=bundle.base)
+    scorer = Scorer(base=bundle.base, strategy=window_ranks(bundle.gists))
     gains = Gains(scorer) if bank is not None and config.oracle_items else None
     top = quality.gist_arms(bundle, items, bank=bank)
     chosen = {name: arm for name, arm in top.items() if config.wants(name) or name in ("full", "drop")}

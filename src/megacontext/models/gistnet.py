@@ -54,8 +54,9 @@ class GistEncoder(Protocol):
 class GistNetConfig:
     """``width`` d of the base; ``output_rms`` the base's ``embedding_rms``, to which every gist is
     scaled; ``hidden`` h (None: d); ``pools`` of an associative read-out (None: ``heads``);
-    ``levels`` with an embedding of their own (higher ones share the last); ``base_fingerprint`` of
-    the base it is trained for."""
+    ``levels`` with an embedding of their own (higher ones share the last); ``position_stride``, the
+    window positions that each of its gists takes; ``base_fingerprint`` of the base it is trained
+    for."""
 
     width: int
     output_rms: float
@@ -67,6 +68,7 @@ class GistNetConfig:
     pools: int | None = None
     readout: str = "softmax_pool"
     levels: int = 4
+    position_stride: int = 1
     base_fingerprint: str = ""
 
     def __post_init__(self) -> None:
@@ -76,8 +78,12 @@ class GistNetConfig:
             raise ConfigError(f"inner width {self.inner} must be a multiple of twice the heads ({self.heads})")
         if not 1 <= self.vectors <= BLOCK:
             raise ConfigError(f"vectors must be between 1 and {BLOCK}, not {self.vectors}")
-        if min(self.width, self.layers, self.levels, self.pools or 1) < 1 or self.output_rms <= 0 or self.mlp_ratio <= 0:
-            raise ConfigError("width, layers, levels, pools, output_rms and mlp_ratio must be positive")
+        if (
+            min(self.width, self.layers, self.levels, self.pools or 1, self.position_stride) < 1
+            or self.output_rms <= 0
+            or self.mlp_ratio <= 0
+        ):
+            raise ConfigError("width, layers, levels, pools, position_stride, output_rms and mlp_ratio must be positive")
 
     @property
     def inner(self) -> int:

@@ -15,14 +15,13 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from megacontext.errors import BudgetError
+from megacontext.errors import BudgetError, ConfigError
 
 IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float64]
 
 # Rotary positions go through float32, where whole numbers from 2^24 on collide.
 EXACT_IN_FLOAT32 = 1 << 24
-GIST_STRIDE = 6
 
 
 class PositionStrategy(Protocol):
@@ -55,20 +54,25 @@ class Absolute:
 
 
 class WindowRanks:
-    """Ranks: order kept, distances forgotten. A raw token takes one position, a gist the first of ``GIST_STRIDE``.
+    """Ranks: order kept, distances forgotten. A raw token takes one position, a gist the first of ``gist_stride``.
 
-    A gist's neighbours in the window were 32 tokens or more away, so heads that look at the token before
-    find none there and leave it as it is. Where the window is too full, gists move closer together.
+    A gist's neighbours in the window were 32 tokens or more away: with a stride above 1, heads that look at the token
+    before find none there and leave it as it is. Where the window is too full, gists move closer together.
     """
 
     name = "window"
+
+    def __init__(self, gist_stride: int = 1) -> None:
+        if gist_stride < 1:
+            raise ConfigError(f"a gist takes at least one position, not {gist_stride}")
+        self.gist_stride = gist_stride
 
     def __call__(self, start: IntArray, stop: IntArray, context_length: int) -> IntArray:
         """See ``PositionStrategy``."""
         _check_count(len(start), context_length)
         is_gist = stop - start > 1
         room = context_length - len(start)
-        stride = min(GIST_STRIDE, 1 + room // max(1, int(is_gist.sum())))
+        stride = min(self.gist_stride, 1 + room // max(1, int(is_gist.sum())))
         taken = np.where(is_gist, stride, 1)
         positions: IntArray = np.cumsum(taken, dtype=np.int64) - taken
         return positions
@@ -114,6 +118,11 @@ class Log:
         apart = np.maximum.accumulate(wanted - places) + places
         result: IntArray = np.minimum(apart, limit - len(back) + places)[::-1]
         return result
+
+
+def window_ranks(encoder: object | None) -> WindowRanks:
+    """The ranks that a GistNet was trained with; dense ones for any other encoder and for none."""
+    return WindowRanks(int(getattr(getattr(encoder, "config", None), "position_stride", 1)))
 
 
 STRATEGIES: dict[str, type[Absolute] | type[WindowRanks] | type[Log]] = {

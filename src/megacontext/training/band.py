@@ -7,7 +7,7 @@ costs one encoding and one pass for N·32 scored tokens; with one window a row, 
 paid for a short tail.
 
 Slots: the gists of the blocks before the last group, then all raw tokens. Positions are those of window
-ranks: a group that starts at block s continues at position s·g·GIST_STRIDE.
+ranks: a group that starts at block s continues at position s·g·stride.
 
 Shapes: B rows, N blocks, M gisted blocks, g vectors a block, d width.
 """
@@ -23,7 +23,6 @@ from torch import Tensor
 
 from megacontext.core.node import BLOCK
 from megacontext.models.base_lm import BaseLM
-from megacontext.models.positions import GIST_STRIDE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,27 +52,27 @@ def draw_bands(rng: np.random.Generator, *, blocks: int, group: tuple[int, int])
         starts.append(following)
 
 
-def band_layout(bands: Bands, vectors: int) -> tuple[Tensor, Tensor]:
+def band_layout(bands: Bands, vectors: int, stride: int) -> tuple[Tensor, Tensor]:
     """Positions int64 [n] and who may attend to whom bool [n, n], n = M·g + N·32 slots; causal."""
     start = torch.from_numpy(bands.group_start()).repeat_interleave(BLOCK)
     block = torch.arange(bands.blocks).repeat_interleave(BLOCK)
     gist = torch.arange(bands.gisted).repeat_interleave(vectors)
-    raw_position = start * vectors * GIST_STRIDE + torch.arange(len(block)) - start * BLOCK
-    positions = torch.cat([torch.arange(len(gist)) * GIST_STRIDE, raw_position])
+    raw_position = start * vectors * stride + torch.arange(len(block)) - start * BLOCK
+    positions = torch.cat([torch.arange(len(gist)) * stride, raw_position])
     sees_gist = torch.cat([torch.arange(len(gist))[None] <= torch.arange(len(gist))[:, None], gist[None] < start[:, None]])
     sees_raw = torch.cat([torch.zeros(len(gist), len(block), dtype=torch.bool), start[None] == start[:, None]])
     allow = torch.cat([sees_gist, sees_raw], dim=1)
     return positions, allow & torch.ones_like(allow).tril()
 
 
-def band_nll(base: BaseLM, embeds: Tensor, gists: Tensor, ids: Tensor, bands: Bands) -> Tensor:
+def band_nll(base: BaseLM, embeds: Tensor, gists: Tensor, ids: Tensor, bands: Bands, *, stride: int = 1) -> Tensor:
     """NLL (nats) of every raw token but the first: float [B, N·32 - 1].
 
     ``embeds`` [B, N·32, d] of ``ids`` int64 [B, N·32]; ``gists`` [B, M, g, d]. The first token of a group is
-    predicted by the last one of the group before. Differentiable.
+    predicted by the last one of the group before. ``stride``: positions a gist takes. Differentiable.
     """
     rows, _, vectors, _ = gists.shape
-    positions, allow = band_layout(bands, vectors)
+    positions, allow = band_layout(bands, vectors, stride)
     slots = torch.cat([gists.flatten(1, 2), embeds], dim=1)
     first = bands.gisted * vectors
     output = base.forward(

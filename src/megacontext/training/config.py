@@ -12,15 +12,10 @@ from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from megacontext.errors import ConfigError
-
-
-class Frozen(BaseModel):
-    """Immutable, and a misspelt key is an error."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+from megacontext.training.frozen import Frozen
 
 
 class RunConfig(Frozen):
@@ -144,6 +139,7 @@ class GistNetShape(Frozen):
     pools: int | None = 6
     readout: str = "associative_pool"
     levels: int = 2
+    position_stride: int = 6
     primed: bool = True
     frozen_values: bool = True
 

@@ -17,7 +17,7 @@ from pydantic import Field, model_validator
 
 from megacontext.core.node import BLOCK
 from megacontext.errors import InvalidInput
-from megacontext.training.config import Frozen
+from megacontext.training.frozen import Frozen
 
 Stretch = tuple[float, float]
 """Where on the way from 0 (first step) to 1 (last) an axis starts to grow and where it is done."""

@@ -61,7 +61,7 @@ def _banded_loss(base: BaseLM, gistnet: GistNet, train: Blocks, rng: np.random.G
     # Nothing to learn in a frozen GistNet, and its backward pass would only blur the embeddings that it picks.
     with torch.set_grad_enabled(any(parameter.requires_grad for parameter in gistnet.parameters())):
         gists = encode_nodes(gistnet, embeds.view(len(ids), -1, BLOCK, base.width)[:, : bands.gisted], 1)
-    nll = band_nll(base, embeds, gists, ids, bands)
+    nll = band_nll(base, embeds, gists, ids, bands, stride=gistnet.config.position_stride)
     if not mix.far_weight:
         return nll.mean()
     weight = 1.0 + mix.far_weight * needs_far(ids, bands)
@@ -79,7 +79,9 @@ def _pattern_loss(base: BaseLM, gistnet: GistNet, train: Blocks, rng: np.random.
     ids = torch.from_numpy(rows).to(base.device)
     pool = encode_pattern(pattern, base.embed(ids), gistnet)
     absolute = bool(rng.random() < mix.absolute)
-    return token_nll(base, pool, ids, pattern, absolute=absolute, vectors=gistnet.vectors).mean()
+    return token_nll(
+        base, pool, ids, pattern, absolute=absolute, vectors=gistnet.vectors, stride=gistnet.config.position_stride
+    ).mean()
 
 
 def new_gistnet(base: BaseLM, shape: GistNetShape, train: Blocks, *, base_fingerprint: str, seed: int) -> GistNet:

@@ -25,6 +25,7 @@ from megacontext.engine.substitution import Pattern, slot_positions
 from megacontext.evaluation.arms import make_reader
 from megacontext.evaluation.items import Items
 from megacontext.models import BaseLM, GistEncoder
+from megacontext.models.positions import window_ranks
 
 QUERY = 128
 
@@ -80,7 +81,9 @@ def _save(labels: Labels, path: Path) -> None:
 
 def _label_item(base: BaseLM, encoder: GistEncoder, items: Items, ids: npt.NDArray[np.int64], interval: int) -> Labels:
     reader = make_reader(ids[: items.far], encoder, base)
-    saved = expansion_gains(base, torch.from_numpy(ids), torch.from_numpy(reader.gists[1][:, 0].astype(np.float32)), items)
+    stride = window_ranks(encoder).gist_stride
+    gists = torch.from_numpy(reader.gists[1][:, 0].astype(np.float32))
+    saved = expansion_gains(base, torch.from_numpy(ids), gists, items, stride=stride)
     blocks = np.arange(items.far // BLOCK)
     points = range(0, items.horizon, interval)
     rows = []
@@ -103,20 +106,23 @@ def _label_item(base: BaseLM, encoder: GistEncoder, items: Items, ids: npt.NDArr
     )
 
 
-def expansion_gains(base: BaseLM, ids: Tensor, gists: Tensor, items: Items) -> npt.NDArray[np.float64]:
-    """NLL saved per scored token by reading each far block raw: float64 [k, H]; gists float [k, d]."""
+def expansion_gains(base: BaseLM, ids: Tensor, gists: Tensor, items: Items, *, stride: int = 1) -> npt.NDArray[np.float64]:
+    """NLL saved per scored token by reading each far block raw: float64 [k, H]; gists float [k, d].
+
+    ``stride``: window positions that each gist takes.
+    """
     far, rest = items.far // BLOCK, -(-(items.tail + items.horizon) // BLOCK)
     lod = np.concatenate([np.ones(far, dtype=np.int64), np.zeros(rest, dtype=np.int64)])
     opened = np.repeat(lod[None], far, axis=0)
     opened[np.arange(far), np.arange(far)] = 0
     with torch.no_grad():
         pool = torch.cat([base.embed(ids[None])[0], gists])
-        before = _horizon_nll(base, pool, ids, lod[None], items)
-        after = _horizon_nll(base, pool, ids, opened, items)
+        before = _horizon_nll(base, pool, ids, lod[None], items, stride)
+        after = _horizon_nll(base, pool, ids, opened, items, stride)
     return (before - after).double().numpy()
 
 
-def _horizon_nll(base: BaseLM, pool: Tensor, ids: Tensor, lods: npt.NDArray[np.int64], items: Items) -> Tensor:
+def _horizon_nll(base: BaseLM, pool: Tensor, ids: Tensor, lods: npt.NDArray[np.int64], items: Items, stride: int) -> Tensor:
     """NLL [rows, H] under each row's pattern of raw and gist blocks; all rows have as many slots."""
     length = len(ids)
     index, positions = [], []
@@ -128,7 +134,7 @@ def _horizon_nll(base: BaseLM, pool: Tensor, ids: Tensor, lods: npt.NDArray[np.i
         at = np.where(where < tokens, where, length + gist[np.maximum(where - tokens, 0)] if len(gist) else where)
         keep = start < length
         index.append(at[keep])
-        positions.append(slot_positions(start[keep], stop[keep], base.context_length, absolute=False))
+        positions.append(slot_positions(start[keep], stop[keep], base.context_length, absolute=False, stride=stride))
     embeds = pool[torch.from_numpy(np.stack(index))]
     places = torch.from_numpy(np.stack(positions))
     first = embeds.shape[1] - 1 - items.horizon

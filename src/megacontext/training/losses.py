@@ -1,4 +1,4 @@
-"""Losses for gists beside plain NLL, each a function of tensors, and the mix that adds them up.
+"""Losses for gists beside plain NLL, each a function of tensors, and their weighted sum.
 
 All are in nats or relative units per token or per gist, smaller is better, differentiable with respect to the student or
 the gists and never to the teacher. Shapes: V vocabulary, K cached logits, B batch, T tokens, n gists, g vectors per gist,
@@ -13,13 +13,12 @@ from dataclasses import dataclass
 from typing import Self
 
 import torch
-from pydantic import Field, model_validator
 from torch import Tensor
 from torch.nn import functional as F
 
 from megacontext.errors import ConfigError, InvalidInput, UnsupportedModel
 from megacontext.models import BaseLM
-from megacontext.training.config import Frozen
+from megacontext.training.loss_mix import LossMix
 
 TOP = 64
 """Logits that a teacher cache keeps of each token."""
@@ -150,31 +149,6 @@ def far_dependence_weights(nll_full: Tensor, nll_drop: Tensor, *, most: float = 
         raise ConfigError(f"most ({most}) must not be negative and floor ({floor}) must be positive")
     raw = floor + (nll_drop.detach() - nll_full.detach()).float().clamp(0.0, most)
     return raw / raw.mean()
-
-
-class LossMix(Frozen):
-    """Weights of the losses; one that weighs nothing is not computed.
-
-    ``nll`` of raw tokens behind gists (nats), ``kl`` to the full-context teacher (nats), ``reconstruction`` of a block
-    from its gist (nats), ``hidden`` pooled states (relative), ``contrastive`` margin between gists (cosine).
-    """
-
-    nll: float = Field(default=1.0, ge=0)
-    kl: float = Field(default=0.0, ge=0)
-    reconstruction: float = Field(default=0.0, ge=0)
-    hidden: float = Field(default=0.0, ge=0)
-    contrastive: float = Field(default=0.0, ge=0)
-
-    @model_validator(mode="after")
-    def _something(self) -> Self:
-        if not self.wanted:
-            raise ValueError("every weight is 0: nothing would be learned")
-        return self
-
-    @property
-    def wanted(self) -> dict[str, float]:
-        """The losses that weigh something."""
-        return {name: weight for name, weight in self if weight > 0}
 
 
 def combine(mix: LossMix, terms: Mapping[str, Callable[[], Tensor]]) -> tuple[Tensor, dict[str, float]]:

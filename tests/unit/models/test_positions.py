@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megacontext.errors import BudgetError
-from megacontext.models.positions import STRATEGIES, Absolute, IntArray, Log, WindowRanks
+from megacontext.errors import BudgetError, ConfigError
+from megacontext.models import GistNet, GistNetConfig
+from megacontext.models.positions import STRATEGIES, Absolute, IntArray, Log, WindowRanks, window_ranks
 
 Window = tuple[IntArray, IntArray]
 
@@ -110,3 +111,23 @@ def test_more_slots_than_positions_are_refused(strategy: WindowRanks | Log) -> N
 @pytest.mark.parametrize("name", sorted(STRATEGIES))
 def test_an_empty_window_has_no_positions(name: str) -> None:
     assert STRATEGIES[name]()(*spans([]), 64).shape == (0,)
+
+
+@given(st.lists(st.booleans(), max_size=60), st.integers(1, 8), st.integers(0, 200))
+def test_gists_take_their_stride_where_there_is_room(gists: list[bool], stride: int, room: int) -> None:
+    widths = np.where(gists, 32, 1)
+    stop = np.cumsum(widths, dtype=np.int64)
+    positions = WindowRanks(stride)(stop - widths, stop, len(gists) + room)
+    steps = np.diff(np.append(positions, positions[-1] + 1 if len(positions) else 0))
+    assert (steps[~np.array(gists, dtype=bool)] == 1).all() and (positions < len(gists) + room).all()
+    taken = set(steps[:-1][np.array(gists[:-1], dtype=bool)].tolist())
+    assert len(taken) <= 1 and taken <= set(range(1, stride + 1))
+    if room >= (stride - 1) * sum(gists) and taken:
+        assert taken == {stride}
+
+
+def test_the_ranks_follow_the_gistnet() -> None:
+    assert window_ranks(None).gist_stride == 1
+    assert window_ranks(GistNet(GistNetConfig(width=32, output_rms=1.0, heads=2, position_stride=4))).gist_stride == 4
+    with pytest.raises(ConfigError, match="at least one"):
+        WindowRanks(0)

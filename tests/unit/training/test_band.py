@@ -31,19 +31,19 @@ def gistnet(base: BaseLM, vectors: int) -> GistNet:
     )
 
 
-@pytest.mark.parametrize("vectors", [1, 2])
-def test_each_group_has_the_nll_of_its_own_window(base: BaseLM, vectors: int) -> None:
+@pytest.mark.parametrize(("vectors", "stride"), [(1, 1), (2, 6)])
+def test_each_group_has_the_nll_of_its_own_window(base: BaseLM, vectors: int, stride: int) -> None:
     bands = Bands(starts=np.array([0, 2, 3, 5]), blocks=6)
     ids = torch.randint(1, VOCAB, (2, 6 * 32), generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         embeds = base.embed(ids)
         gists = encode_nodes(gistnet(base, vectors), embeds.view(2, 6, 32, -1)[:, : bands.gisted], 1)
-        together = band_nll(base, embeds, gists, ids, bands)
+        together = band_nll(base, embeds, gists, ids, bands, stride=stride)
         for start, stop in ((0, 2), (2, 3), (3, 5), (5, 6)):
             window = torch.cat([gists[:, :start].flatten(1, 2), embeds[:, start * 32 : stop * 32]], dim=1)
             spans = np.concatenate([np.arange(start).repeat(vectors) * 32, np.arange(start * 32, stop * 32)])
             ends = np.concatenate([np.arange(1, start + 1).repeat(vectors) * 32, np.arange(start * 32, stop * 32) + 1])
-            positions = torch.from_numpy(WindowRanks()(spans, ends, base.context_length))
+            positions = torch.from_numpy(WindowRanks(stride)(spans, ends, base.context_length))
             logits = base.forward(window, positions.expand(2, -1), logits_from=start * vectors).logits
             alone = F.cross_entropy(logits[:, :-1].mT, ids[:, start * 32 + 1 : stop * 32], reduction="none")
             torch.testing.assert_close(together[:, start * 32 : stop * 32 - 1], alone, atol=2e-4, rtol=2e-4)
@@ -63,7 +63,7 @@ def test_groups_cover_the_row_within_their_sizes(seed: int, blocks: int, least: 
 def test_nothing_is_seen_twice_or_from_the_future(seed: int) -> None:
     """Each raw slot sees every earlier block exactly once: as its gist, or raw in its own group."""
     bands = draw_bands(np.random.default_rng(seed), blocks=9, group=(1, 4))
-    positions, allow = band_layout(bands, 1)
+    positions, allow = band_layout(bands, 1, 6)
     start = bands.group_start()
     for slot in range(0, 9 * 32, 17):
         row = allow[bands.gisted + slot]

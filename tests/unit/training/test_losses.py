@@ -11,8 +11,8 @@ from torch import Tensor
 
 from megacontext.errors import ConfigError, InvalidInput
 from megacontext.testing.tiny_models import tiny_base
+from megacontext.training.loss_mix import LossMix
 from megacontext.training.losses import (
-    LossMix,
     TopTeacher,
     combine,
     contrastive_margin,

@@ -10,13 +10,13 @@ from torch.nn import functional as F
 
 from megacontext.engine.substitution import encode_nodes
 from megacontext.models import BaseLM, GistNet, GistNetConfig
-from megacontext.models.positions import GIST_STRIDE
 from megacontext.testing.tiny_models import tiny_base
 from megacontext.training.config import BaseShape
 from megacontext.training.induction import build_base
 from megacontext.training.priming import fit_rarity, fit_shift, head_subspaces, prime
 
 VOCAB = 512
+STRIDE = 6
 SHAPE = BaseShape(width=220, layers=2, context_length=512)
 SURPRISAL = torch.linspace(2.0, 12.0, VOCAB)
 SURPRISAL = SURPRISAL + torch.logsumexp(-SURPRISAL, dim=0)
@@ -35,9 +35,7 @@ def text(rows: int, length: int, seed: int) -> torch.Tensor:
 def primed(base: BaseLM) -> Iterator[GistNet]:
     torch.manual_seed(0)
     gistnet = GistNet(
-        GistNetConfig(
-            width=base.width, output_rms=base.embedding_rms, heads=6, hidden=96, pools=6, readout="associative_pool"
-        )
+        GistNetConfig(width=base.width, output_rms=base.embedding_rms, heads=6, hidden=96, pools=6, readout="associative_pool")
     )
     prime(gistnet, base, text(8, 256, 1), SURPRISAL)
     yield gistnet.eval()
@@ -47,7 +45,7 @@ def primed(base: BaseLM) -> Iterator[GistNet]:
 def recall(base: BaseLM, gists: torch.Tensor, cues: torch.Tensor, answers: torch.Tensor) -> float:
     """Mean logit of the answers behind gists [n, M, d] and a cue [n], against the mean of all tokens."""
     slots = torch.cat([gists, base.embed(cues[:, None])], dim=1)
-    positions = torch.arange(slots.shape[1]) * GIST_STRIDE
+    positions = torch.arange(slots.shape[1]) * STRIDE
     logits = F.log_softmax(base.forward(slots, positions.expand(len(slots), -1)).logits[:, -1], dim=-1)
     return float((logits.gather(1, answers[:, None])[:, 0] - logits.mean(dim=1)).mean())
 
