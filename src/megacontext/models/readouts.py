@@ -81,7 +81,9 @@ class AssociativePool(ReadOut):
         nn.init.zeros_(self.score.weight)
         nn.init.zeros_(self.score.bias)
         self.direct = nn.Linear(width, vectors * heads, bias=False)
+        self.direct_before = nn.Linear(width, vectors * heads, bias=False)
         nn.init.zeros_(self.direct.weight)
+        nn.init.zeros_(self.direct_before.weight)
         basis = torch.linalg.qr(torch.randn(width, width)).Q
         self.value = nn.Linear(width * heads, width, bias=False)
         parts = [part @ part.T for part in basis.tensor_split(heads, dim=1)]
@@ -94,14 +96,17 @@ class AssociativePool(ReadOut):
     def forward(self, original: Tensor, states: Tensor, mask: Tensor, level: Tensor) -> Tensor:
         batch, slots, _ = original.shape
         place = self.place.repeat_interleave(-(-slots // BLOCK), dim=1)[:, :slots]
-        weights = _softmax((self.score(states) + self.direct(original)).transpose(1, 2) + place, mask)
+        first_level = (level == 1)[:, None, None]
+        before = _shifted(original, 1)
+        scores = self.score(states) + self.direct(original) + torch.where(first_level, self.direct_before(before), 0.0)
+        weights = _softmax(scores.transpose(1, 2) + place, mask)
 
         def pooled(values: Tensor) -> Tensor:
             return (weights @ values).view(batch, self.vectors, -1)
 
-        shifts = self.before(pooled(_shifted(original, 1))) + self.before_that(pooled(_shifted(original, 2)))
+        shifts = self.before(pooled(before)) + self.before_that(pooled(_shifted(original, 2)))
         # The pairs are in the gists already: what stands before a gist is no part of them.
-        shifts = torch.where((level == 1)[:, None, None], shifts, 0.0)
+        shifts = torch.where(first_level, shifts, 0.0)
         result: Tensor = self.value(pooled(original)) + shifts + self.project(pooled(states))
         return result
 

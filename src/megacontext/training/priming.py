@@ -22,6 +22,8 @@ from megacontext.models.readouts import AssociativePool
 MATCHING_LAYER = 1
 SHARPNESS = 2.0
 """Logits of a score per nat of surprisal: high enough that a pool picks one place, for a mixture is read by no head."""
+CUE = 0.7
+"""How much the rarity of the token before counts: a frequent cue has many continuations and is mostly wrong."""
 OWN_PART = 10.0
 """Logits by which a pool prefers its own part of the block to begin with, so that pools pick different places."""
 _RIDGE = 1e-3
@@ -46,7 +48,9 @@ def prime(gistnet: GistNet, base: BaseLM, ids: Tensor, surprisal: Tensor) -> Non
         readout.value.weight[:, columns] = clear @ subspace
         readout.before.weight[:, columns] = clear @ subspace @ before
         readout.before_that.weight[:, columns] = clear @ subspace @ before_that
-    readout.direct.weight.copy_(SHARPNESS * fit_rarity(base, surprisal).expand_as(readout.direct.weight))
+    rarity = SHARPNESS * fit_rarity(base, surprisal)
+    readout.direct.weight.copy_(rarity.expand_as(readout.direct.weight))
+    readout.direct_before.weight.copy_((CUE * rarity).expand_as(readout.direct.weight))
     count = vectors * pools
     owner = torch.arange(BLOCK) * count // BLOCK
     readout.place.zero_()
