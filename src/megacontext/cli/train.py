@@ -95,6 +95,14 @@ def gist(call: Call, config: Config, changes: Set = None, quiet: Quiet = False) 
     _run(call, run_gist, config, changes, quiet)
 
 
+@verb(train, "reconstruct", "megacontext train reconstruct --config configs/reconstruct.yaml")
+def reconstruct(call: Call, config: Config, changes: Set = None, quiet: Quiet = False) -> None:
+    """Train a GistNet so that the 32 tokens can be read back from its vector, and measure how many are."""
+    from megacontext.training.commands import run_reconstruct
+
+    _run(call, run_reconstruct, config, changes, quiet)
+
+
 @verb(train, "lens", "megacontext train lens --config configs/lens.yaml")
 def lens(call: Call, config: Config, changes: Set = None, quiet: Quiet = False) -> None:
     """Train a LensNet: it learns, from measured gains, which blocks are worth reading in full."""

@@ -55,7 +55,7 @@ def vocabulary(base: BaseLM) -> Tensor:
 def guessed(head: ReconstructionHead, base: BaseLM, gists: Tensor) -> Tensor:
     """The most likely token of each place behind gists float [n, g, d]: int64 [n, 32]."""
     embedding = vocabulary(base).to(head.device)
-    parts = [head.logits(piece.to(head.device, head.dtype), embedding).argmax(dim=-1) for piece in gists.split(PIECE)]
+    parts = [head.logits(piece.to(head.device, head.dtype), embedding).argmax(dim=-1) for piece in torch.split(gists, PIECE)]
     return torch.cat(parts).cpu()
 
 
@@ -78,7 +78,7 @@ def reconstruction(
     """
     tokens, alive = torch.from_numpy(ids), torch.from_numpy(live)
     parts = []
-    for piece, mask in zip(tokens.split(PIECE), alive.split(PIECE), strict=True):
+    for piece, mask in zip(torch.split(tokens, PIECE), torch.split(alive, PIECE), strict=True):
         with torch.no_grad():
             embedded = base.embed(piece)
         parts.append(encoder.encode_canonical(embedded, mask, 1))

@@ -57,6 +57,13 @@ def run_gist(path: Path, overrides: Overrides | None = None, *, quiet: bool = Fa
     return _run(GistConfig, lambda config: GistTask(config), path, overrides, quiet)
 
 
+def run_reconstruct(path: Path, overrides: Overrides | None = None, *, quiet: bool = False) -> dict[str, Any]:
+    """Train a GistNet so that its tokens can be read back from a gist, and the head that reads them."""
+    from megacontext.training.reconstruction import ReconstructConfig, ReconstructTask
+
+    return _run(ReconstructConfig, lambda config: ReconstructTask(config, quiet=quiet), path, overrides, quiet)
+
+
 def run_lens(path: Path, overrides: Overrides | None = None, *, quiet: bool = False) -> dict[str, Any]:
     """Measure labels, then train a LensNet on them."""
     from megacontext.training.lens import LensTask
