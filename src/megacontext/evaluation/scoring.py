@@ -85,7 +85,7 @@ class Scorer:
 
     def __call__(self, chunks: Sequence[Chunk]) -> list[FloatArray]:
         """NLL float64 [k] (nats) of each chunk's following tokens. What occurs twice is computed once."""
-        merged = _merged(chunks)
+        merged = self._merged(chunks)
         keys = [chunk.key for chunk, _ in merged]
         unique = dict(zip(keys, (chunk for chunk, _ in merged), strict=True))
         found: dict[bytes, FloatArray] = {}
@@ -96,6 +96,22 @@ class Scorer:
         for key, (_, sizes) in zip(keys, merged, strict=True):
             parts += np.split(found[key], np.cumsum(sizes)[:-1])
         return parts
+
+    def _positions(self, slots: Slots) -> IntArray:
+        return positions_of(slots, self.strategy, self.base.context_length)
+
+    def _merged(self, chunks: Sequence[Chunk]) -> list[tuple[Chunk, list[int]]]:
+        """Chunks, those that continue one another joined, and the number of tokens of each part."""
+        merged: list[tuple[Chunk, list[int]]] = []
+        for chunk in chunks:
+            if merged and merged[-1][0].continued_by(chunk):
+                before, sizes = merged[-1]
+                # Where a window is nearly full, gists may move closer together as it grows.
+                if np.array_equal(self._positions(before.whole), self._positions(chunk.whole)[: len(before)]):
+                    merged[-1] = (before.joined(chunk), [*sizes, len(chunk.following)])
+                    continue
+            merged.append((chunk, [len(chunk.following)]))
+        return merged
 
     def _batches(self, unique: dict[bytes, Chunk]) -> Iterable[list[bytes]]:
         """Keys of chunks of the same shape, as many as a pass shall hold."""
@@ -111,7 +127,7 @@ class Scorer:
     def _score(self, chunks: Sequence[Chunk]) -> list[FloatArray]:
         base, device = self.base, self.base.device
         slots = [chunk.whole for chunk in chunks]
-        places = np.stack([positions_of(each, self.strategy, base.context_length)[:-1] for each in slots])
+        places = np.stack([self._positions(each)[:-1] for each in slots])
         targets = torch.from_numpy(np.stack([chunk.following for chunk in chunks])).to(device)
         first = len(chunks[0].context) - 1
         with torch.no_grad():
@@ -126,28 +142,16 @@ class Scorer:
         ``scored`` int64 [H] are the item's own tokens from position ``context`` on.
         """
         tolerance = 2e-3 if self.base.dtype in (torch.float32, torch.float64) else 0.1
+        positions = torch.from_numpy(self._positions(chunk.whole))[None].to(self.base.device)
         for at in sorted({0, len(nll) - 1}):
             place = chunk.start + at
             before = chunk.context.then(scored[chunk.start - context : place - context], chunk.start, -1)
             with torch.no_grad():
-                positions = torch.from_numpy(positions_of(before, self.strategy, self.base.context_length))[None]
                 embeds = embed_slots(before, self.base)
-                logits = self.base.forward(embeds, positions.to(self.base.device), logits_from=len(before) - 1).logits
+                logits = self.base.forward(embeds, positions[:, : len(before)], logits_from=len(before) - 1).logits
             slow = -float(torch.log_softmax(logits[0, -1].double(), dim=-1)[int(scored[place - context])])
             if not abs(slow - float(nll[at])) <= tolerance:
                 raise InvariantError(
                     f"token {place - context} of the horizon was scored as {float(nll[at]):.4f} nats, but predicting it "
                     f"alone gives {slow:.4f}: the benchmark scores something else than the tokens behind the window"
                 )
-
-
-def _merged(chunks: Sequence[Chunk]) -> list[tuple[Chunk, list[int]]]:
-    """Chunks, those that continue one another joined, and the number of tokens of each part."""
-    merged: list[tuple[Chunk, list[int]]] = []
-    for chunk in chunks:
-        if merged and merged[-1][0].continued_by(chunk):
-            before, sizes = merged[-1]
-            merged[-1] = (before.joined(chunk), [*sizes, len(chunk.following)])
-        else:
-            merged.append((chunk, [len(chunk.following)]))
-    return merged

@@ -109,6 +109,7 @@ def run(bundle: Bundle, source: Source, config: QualityConfig, stage: Stage) -> 
         "gistnet": bundle.gists.fingerprint if bundle.gists is not None else None,
         "lensnet": bundle.lens.fingerprint if bundle.lens is not None else None,
         "vectors": bundle.gists.vectors if bundle.gists is not None else None,
+        "gist_stride": window_ranks(bundle.gists).gist_stride,
     }
     cleaned: dict[str, Any] = finite({"schema": SCHEMA, "kind": "quality", "config": facts, **result})
     return cleaned

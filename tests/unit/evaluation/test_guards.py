@@ -16,6 +16,7 @@ from megacontext.evaluation.measured import Measured, measure
 from megacontext.evaluation.overlap import without_seen
 from megacontext.evaluation.scoring import Chunk, FloatArray, Scorer
 from megacontext.models import BaseLM
+from megacontext.models.positions import WindowRanks
 from megacontext.testing.tiny_bundle import tiny_gistnet
 from megacontext.testing.tiny_models import tiny_base
 from megacontext.training.dataset import to_blocks
@@ -120,6 +121,18 @@ def test_an_arm_that_sees_its_answer_is_caught(base: BaseLM) -> None:
 
     with pytest.raises(InvariantError, match="reaches to token"):
         measure(base, None, items_of(), {"full": peeking})
+
+
+def test_parts_are_scored_in_one_pass_only_where_nothing_moves() -> None:
+    """Gists that stand apart move together as the window fills: then each part is scored where it stands."""
+    base = tiny_base("llama", max_position_embeddings=FAR // 32 + TAIL + H + 4)
+    gistnet = tiny_gistnet(base)
+    parts = {"whole": arms.gist, "halves": arms.chosen(lambda *_: np.zeros(0, np.int64), slots=4, renewal=16, gists=True)}
+    dense = measure(base, gistnet, items_of(), parts)
+    np.testing.assert_array_equal(dense.nll["halves"], dense.nll["whole"])
+    apart = measure(base, gistnet, items_of(), parts, scorer=Scorer(base=base, strategy=WindowRanks(6)))
+    np.testing.assert_array_equal(apart.nll["halves"][:, 16:], apart.nll["whole"][:, 16:])
+    assert np.abs(apart.nll["halves"] - apart.nll["whole"])[:, :16].max() > 1e-4
 
 
 def test_items_from_the_training_split_are_refused(base: BaseLM) -> None:
