@@ -14,7 +14,8 @@ from megacontext.engine.sampling import Sampler, SamplingConfig
 from megacontext.engine.text_stream import TextStream
 from megacontext.errors import ConfigError, MegaContextError
 from megacontext.models.base_lm import BaseLM, identity_gap
-from megacontext.training.config import Frozen, load_config
+from megacontext.training.config import load_config
+from megacontext.training.frozen import Frozen
 
 # Two ways to compute the same logits differ by rounding: of this share of the largest logit at most.
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}

@@ -16,7 +16,8 @@ from megacontext.engine.checks import SessionChecks
 from megacontext.engine.memory import Memory, PolicyName
 from megacontext.engine.session import SessionConfig
 from megacontext.errors import MegaContextError
-from megacontext.training.config import Frozen, load_config
+from megacontext.training.config import load_config
+from megacontext.training.frozen import Frozen
 
 
 class LoopConfig(Frozen):

@@ -66,29 +66,34 @@ def band_layout(bands: Bands, vectors: int, stride: int) -> tuple[Tensor, Tensor
 
 
 def band_nll(base: BaseLM, embeds: Tensor, gists: Tensor, ids: Tensor, bands: Bands, *, stride: int = 1) -> Tensor:
-    """NLL (nats) of every raw token but the first: float [B, N·32 - 1].
+    """NLL (nats) of every raw token but the first, of ``ids`` int64 [B, N·32]: float [B, N·32 - 1]."""
+    logits = band_logits(base, embeds, gists, bands, stride=stride)
+    return torch.nn.functional.cross_entropy(logits[:, :-1].mT, ids[:, 1:], reduction="none")
 
-    ``embeds`` [B, N·32, d] of ``ids`` int64 [B, N·32]; ``gists`` [B, M, g, d]. The first token of a group is
-    predicted by the last one of the group before. ``stride``: positions a gist takes. Differentiable.
+
+def band_logits(base: BaseLM, embeds: Tensor, gists: Tensor, bands: Bands, *, stride: int = 1) -> Tensor:
+    """Logits [B, N·32, V] behind every raw token; each predicts the next one of the row.
+
+    ``embeds`` [B, N·32, d], ``gists`` [B, M, g, d]. The first token of a group is predicted by the last one of the
+    group before. ``stride``: positions a gist takes. Differentiable.
     """
     rows, _, vectors, _ = gists.shape
     positions, allow = band_layout(bands, vectors, stride)
     slots = torch.cat([gists.flatten(1, 2), embeds], dim=1)
     first = bands.gisted * vectors
-    output = base.forward(
+    return base.forward(
         slots,
         positions.to(slots.device).expand(rows, -1),
         logits_from=first,
         mask=allow.to(slots.device),
-    )
-    return torch.nn.functional.cross_entropy(output.logits[:, :-1].mT, ids[:, 1:], reduction="none")
+    ).logits
 
 
 def needs_far(ids: Tensor, bands: Bands) -> Tensor:
     """Targets that occur in an earlier group but not before them in their own: bool [B, N·32 - 1]."""
-    start = torch.from_numpy(bands.group_start()).repeat_interleave(BLOCK)
+    start = torch.from_numpy(bands.group_start()).repeat_interleave(BLOCK).to(ids.device)
     same = ids[:, 1:, None] == ids[:, None, :-1]
-    place = torch.arange(len(start) - 1)
+    place = torch.arange(len(start) - 1, device=ids.device)
     earlier = start[None, :-1] < start[1:, None]
     near = (start[None, :-1] == start[1:, None]) & (place[None] <= place[:, None])
     return (same & earlier).any(-1) & ~(same & near).any(-1)

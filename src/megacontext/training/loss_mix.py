@@ -17,9 +17,9 @@ class LossMix(Frozen):
     ``nll`` of raw tokens behind gists (nats), ``kl`` to the full-context teacher (nats), ``reconstruction`` of a block
     from its gist (nats), ``hidden`` pooled states (relative), ``contrastive`` margin between gists (cosine).
 
-    ``pool``: tokens that hidden states are averaged over. ``margin``: by how much a gist shall be nearer to that of its own block
-    with a share ``masked`` of the tokens hidden than to any other. ``nodes``: blocks of a row, at most, that contrast and
-    reconstruction look at.
+    ``pool``: tokens that hidden states are averaged over. ``margin``: by how much a gist shall be nearer to that of its own
+    block with a share ``masked`` of the tokens hidden than to any other. ``nodes``: blocks of a row, at most, that contrast
+    and reconstruction look at.
     """
 
     nll: float = Field(default=1.0, ge=0)
