@@ -59,7 +59,8 @@ def bench_quality(
     }
     config = QualityConfig(**{**chosen, **(QUICK if quick else {})})
     bundle = load_parts(model, gistnet=gistnet, lens=lens)
-    result = run_quality(bundle, source_of(bundle, documents=documents, dataset=dataset, split=split), config)
+    source = source_of(bundle, documents=documents, dataset=dataset, split=split)
+    result = run_quality(bundle, source, config, gistnet=gistnet or gistnet_folder(model))
     result["config"]["model"] = "bundled" if model == "bundled" else Path(model).name
     result["quick"] = quick
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -67,12 +68,17 @@ def bench_quality(
     Console(highlight=False).print(quality_markdown(result), markup=False, soft_wrap=True)
 
 
-def run_quality(bundle: Bundle, source: Source, config: QualityConfig) -> dict[str, Any]:
-    """The result in the form of BENCHMARKS §4, with its environment; progress goes to stderr."""
+def run_quality(bundle: Bundle, source: Source, config: QualityConfig, *, gistnet: Path) -> dict[str, Any]:
+    """The result in the form of BENCHMARKS §4, with its environment; progress goes to stderr.
+
+    ``gistnet``: the folder that the bundle's GistNet is from; a head that reads gists back may lie beside it.
+    """
+    from megacontext.evaluation.reconstruction import load_head
     from megacontext.evaluation.suite import run
     from megacontext.training.progress import counted
 
-    found = run(bundle, source, config, counted)
+    head = load_head(gistnet, bundle.gists, bundle.base) if bundle.gists is not None else None
+    found = run(bundle, source, config, counted, head=head)
     return {"schema": found.pop("schema"), "kind": found.pop("kind"), "environment": environment(), **found}
 
 
@@ -99,6 +105,13 @@ def load_parts(model: str, *, gistnet: Path | None, lens: str | None) -> Bundle:
             raise ModelMismatch(f"the LensNet in {lens} was trained for another GistNet: run megacontext train lens")
         bundle = replace(bundle, lens=net)
     return bundle
+
+
+def gistnet_folder(model: str) -> Path:
+    """Where a bundle's GistNet lies."""
+    from megacontext.engine.bundle import BUNDLED, bundled_folder
+
+    return (bundled_folder() if model == BUNDLED else Path(model)) / "gistnet"
 
 
 def source_of(bundle: Bundle, *, documents: Path | None, dataset: Path | None, split: str) -> Source:

@@ -11,26 +11,31 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from megacontext.core import BLOCK
 from megacontext.engine.bundle import Bundle
 from megacontext.errors import ConfigError, DatasetError
 from megacontext.evaluation import quality
 from megacontext.evaluation.arms import Arm
-from megacontext.evaluation.gists import GistBank
+from megacontext.evaluation.gists import GistBank, blocks_of
 from megacontext.evaluation.items import IntArray, Items, draw_items
 from megacontext.evaluation.levels import LevelGeometry, measure_level
 from megacontext.evaluation.measured import Measured, measure
 from megacontext.evaluation.oracle import Gains
 from megacontext.evaluation.overlap import without_seen
+from megacontext.evaluation.reconstruction import reconstruction
 from megacontext.evaluation.report import Figures, renamed
 from megacontext.evaluation.scoring import Scorer
 from megacontext.models.positions import window_ranks
+from megacontext.models.reconstruction import ReconstructionHead
 
 SCHEMA = 2
 NAMES = (
     *("full", "drop", "recency", "recency_sinks", "suffix", "mean", "rarest", "noise", "swapped", "gist"),
-    *("random_expand", "recent_expand", "megacontext", "oracle", "unneeded", "lod2", "lod3"),
+    *("random_expand", "recent_expand", "megacontext", "oracle", "unneeded", "lod2", "lod3", "reconstruction"),
 )
 """What ``--arms`` may name; ``full`` and ``drop`` always run."""
+RECONSTRUCTED = 1024
+"""Blocks that are read back from their gists."""
 Stage = Callable[[str, int], AbstractContextManager[Callable[[], None]]]
 """``(name, how many)`` → a context that gives what to call after each of them."""
 Training = tuple[npt.NDArray[Any], npt.NDArray[np.uint8]]
@@ -87,8 +92,13 @@ class Source:
     training: Training | None = None
 
 
-def run(bundle: Bundle, source: Source, config: QualityConfig, stage: Stage) -> dict[str, Any]:
-    """Everything that the configuration asks for and the bundle can do; keys that do not apply are absent."""
+def run(
+    bundle: Bundle, source: Source, config: QualityConfig, stage: Stage, *, head: ReconstructionHead | None = None
+) -> dict[str, Any]:
+    """Everything that the configuration asks for and the bundle can do; keys that do not apply are absent.
+
+    ``head`` reads the tokens of a block back from its gist, where one was trained.
+    """
     far = config.far or quality.far_for(bundle.base, tail=config.tail, horizon=config.horizon)
     drawn = _draw(source, config, far=far, tail=config.tail, count=config.items)
     items, overlap = (drawn, {"checked": False}) if source.training is None else without_seen(drawn, *source.training)
@@ -98,6 +108,8 @@ def run(bundle: Bundle, source: Source, config: QualityConfig, stage: Stage) -> 
         found = _levels(bundle, source, config, lod, stage) if config.wants(f"lod{lod}") else None
         if found is not None:
             result[f"lod{lod}"] = found
+    if head is not None and config.wants("reconstruction"):
+        result["reconstruction"] = _reconstruction(bundle, items, head, config, stage)
     facts = {
         **asdict(config),
         **{"far": far, "items": len(items), "documents": len(np.unique(items.group)), "source": source.name},
@@ -210,6 +222,24 @@ def _unneeded(measured: Measured, seed: int) -> dict[str, Any]:
         "raw_tokens": raw + measured.items.tail,
         "gists": with_gists - raw,
     }
+
+
+def _reconstruction(
+    bundle: Bundle, items: Items, head: ReconstructionHead, config: QualityConfig, stage: Stage
+) -> dict[str, Any]:
+    """The share of tokens read back from their gist, over blocks of the far contexts, evenly chosen."""
+    assert bundle.gists is not None, "a head belongs to a GistNet"
+    blocks = np.concatenate([blocks_of(ids[: items.far]) for ids in items.ids])
+    group = np.repeat(items.group, items.far // BLOCK)
+    some = np.linspace(0, len(blocks) - 1, min(RECONSTRUCTED, len(blocks))).astype(np.int64)
+    ids, live = blocks[some], np.ones((len(some), BLOCK), dtype=np.bool_)
+    with stage("reconstruction", len(ids)) as advance:
+
+        def done(count: int) -> None:
+            for _ in range(count):
+                advance()
+
+        return reconstruction(head, bundle.base, bundle.gists, ids, live, group[some], seed=config.seed, progress=done)
 
 
 def _levels(bundle: Bundle, source: Source, config: QualityConfig, lod: int, stage: Stage) -> dict[str, Any] | None:

@@ -17,6 +17,7 @@ from megacontext.errors import ConfigError, DatasetError
 from megacontext.evaluation.suite import NAMES, QualityConfig, Source, finite, run
 from megacontext.evaluation.tables import LABELS, quality_markdown
 from megacontext.models import GistNet
+from megacontext.models.reconstruction import ReconstructionConfig, ReconstructionHead
 from megacontext.testing.tiny_bundle import save_tiny_bundle, tiny_gistnet
 from megacontext.training.dataset import to_blocks
 
@@ -96,7 +97,7 @@ def test_it_is_json_and_a_table(result: dict[str, Any]) -> None:
 
 
 def test_every_label_is_an_arm_and_every_arm_has_one() -> None:
-    assert set(LABELS) == set(NAMES) - {"unneeded", "lod2", "lod3"}
+    assert set(LABELS) == set(NAMES) - {"unneeded", "lod2", "lod3", "reconstruction"}
 
 
 def test_the_same_seed_gives_the_same_result(bundle: Bundle, result: dict[str, Any]) -> None:
@@ -123,6 +124,19 @@ def test_two_vectors_a_gist(bundle: Bundle) -> None:
     assert found["arms"]["gist"]["slots"] == found["arms"]["recency"]["slots"] == 16
     assert found["config"]["vectors"] == 2
     assert "megacontext" not in found["budgets"]["1/4"]["arms"] and "oracle" in found["budgets"]["1/4"]["arms"]
+
+
+def test_tokens_are_read_back_where_a_head_was_trained(bundle: Bundle) -> None:
+    assert isinstance(bundle.gists, GistNet)
+    torch.manual_seed(0)
+    head = ReconstructionHead(
+        ReconstructionConfig(width=bundle.base.width, input_rms=bundle.base.embedding_rms, hidden=16, heads=2, layers=1)
+    )
+    config = replace(SMALL, arms=("gist", "reconstruction"))
+    found = run(bundle, source_of(), config, _Counted(), head=head)["reconstruction"]
+    assert found["blocks"] == 4 * 256 // 32 and found["scored"] == 4 * 256
+    assert {"tokens", "tokens_ci", "swapped", "common", "tokens_minus_common_ci"} <= set(found)
+    assert "reconstruction" not in run(bundle, source_of(), config, _Counted())
 
 
 def test_a_base_without_gists_is_measured_without_them(bundle: Bundle) -> None:
