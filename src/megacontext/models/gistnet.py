@@ -9,7 +9,7 @@ width, g vectors per node.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, Protocol, runtime_checkable
 
 import torch
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from megacontext.core.node import BLOCK
 from megacontext.errors import ConfigError, InvalidInput
 from megacontext.models.blocks import EncoderBlock, key_mask, rope_angles
-from megacontext.models.pretrained import PretrainedNet
+from megacontext.models.pretrained import LATER, PretrainedNet
 from megacontext.models.readouts import READOUTS
 
 # Matrix products depend on the batch's shape in the last bit, so gists that are stored are always
@@ -65,10 +65,10 @@ class GistNetConfig:
     hidden: int | None = None
     mlp_ratio: float = 4.0
     vectors: int = 1
-    pools: int | None = None
+    pools: int | None = field(default=None, metadata=LATER)
     readout: str = "softmax_pool"
     levels: int = 4
-    position_stride: int = 1
+    position_stride: int = field(default=1, metadata=LATER)
     base_fingerprint: str = ""
 
     def __post_init__(self) -> None:

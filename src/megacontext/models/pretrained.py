@@ -129,5 +129,15 @@ class PretrainedNet(nn.Module):
         return {**self.__dict__, "_named": None}
 
 
+LATER = {"later": True}
+"""Metadata of a field that a configuration got after networks had been saved."""
+
+
 def _facts(config: NetConfig) -> dict[str, Any]:
-    return dataclasses.asdict(cast("Any", config))
+    """The fields by name. Later ones only where they are set: networks from before keep the names they are known by."""
+    facts = dataclasses.asdict(cast("Any", config))
+    later = [field for field in dataclasses.fields(cast("Any", config)) if field.metadata.get("later")]
+    for field in later:
+        if facts[field.name] == field.default:
+            del facts[field.name]
+    return facts

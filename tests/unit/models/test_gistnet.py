@@ -236,3 +236,14 @@ def test_impossible_children() -> None:
     for bad in ((children[..., 1:], mask, 1), (children, mask[:, 1:], 1), (children, mask.float(), 1), (children, mask, 0)):
         with pytest.raises(InvalidInput):
             net.encode_canonical(*bad)
+
+
+def test_fields_that_came_later_change_a_fingerprint_only_where_they_are_set() -> None:
+    """Memories and LensNets name the GistNet that they were made with."""
+    torch.manual_seed(0)
+    net = GistNet(GistNetConfig(width=WIDTH, output_rms=RMS))
+    spelt = GistNet(GistNetConfig(width=WIDTH, output_rms=RMS, pools=None, position_stride=1))
+    spelt.load_state_dict(net.state_dict())
+    apart = GistNet(GistNetConfig(width=WIDTH, output_rms=RMS, position_stride=6))
+    apart.load_state_dict(net.state_dict())
+    assert net.fingerprint == spelt.fingerprint != apart.fingerprint
