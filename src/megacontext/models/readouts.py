@@ -91,6 +91,7 @@ class AssociativePool(ReadOut):
         self.before = zero_linear(width * heads, width)
         self.before_that = zero_linear(width * heads, width)
         self.project = zero_linear(hidden * heads, width)
+        self.offset = nn.Parameter(torch.zeros(vectors, width))
         self.place = nn.Parameter(_parts(vectors).repeat_interleave(heads, dim=0))
 
     def forward(self, original: Tensor, states: Tensor, mask: Tensor, level: Tensor) -> Tensor:
@@ -107,7 +108,8 @@ class AssociativePool(ReadOut):
         shifts = self.before(pooled(before)) + self.before_that(pooled(_shifted(original, 2)))
         # The pairs are in the gists already: what stands before a gist is no part of them.
         shifts = torch.where(first_level, shifts, 0.0)
-        result: Tensor = self.value(pooled(original)) + shifts + self.project(pooled(states))
+        # The offset is the same for all gists: by it a base can tell them from tokens, and leave them alone.
+        result: Tensor = self.value(pooled(original)) + shifts + self.project(pooled(states)) + self.offset
         return result
 
 
