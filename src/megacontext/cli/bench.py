@@ -34,6 +34,9 @@ def bench_quality(
     dataset: Annotated[
         Path | None, typer.Option(help="A prepared dataset: a held-out split of it, checked against its training split.")
     ] = None,
+    trained_on: Annotated[
+        Path | None, typer.Option(help="The prepared dataset that the models learned from: items that it holds are refused.")
+    ] = None,
     split: Annotated[str, typer.Option(help="With --dataset: validation (for choices) or test (for reporting).")] = "test",
     far: Annotated[int | None, typer.Option(help="Tokens of far context; default: what the base can read raw.")] = None,
     renewal: Annotated[int, typer.Option(min=1, help="Tokens between two choices of the arms that choose.")] = 16,
@@ -59,7 +62,7 @@ def bench_quality(
     }
     config = QualityConfig(**{**chosen, **(QUICK if quick else {})})
     bundle = load_parts(model, gistnet=gistnet, lens=lens)
-    source = source_of(bundle, documents=documents, dataset=dataset, split=split)
+    source = source_of(bundle, documents=documents, dataset=dataset, split=split, trained_on=trained_on)
     result = run_quality(bundle, source, config, gistnet=gistnet or gistnet_folder(model))
     result["config"]["model"] = "bundled" if model == "bundled" else Path(model).name
     result["quick"] = quick
@@ -114,35 +117,53 @@ def gistnet_folder(model: str) -> Path:
     return (bundled_folder() if model == BUNDLED else Path(model)) / "gistnet"
 
 
-def source_of(bundle: Bundle, *, documents: Path | None, dataset: Path | None, split: str) -> Source:
-    """The held-out histories: of a prepared dataset, of a folder, or of this Python's standard library."""
+def source_of(
+    bundle: Bundle, *, documents: Path | None, dataset: Path | None, split: str, trained_on: Path | None = None
+) -> Source:
+    """The held-out histories: of a prepared dataset, of a folder, or of this Python's standard library.
+
+    They are checked against the training split of ``trained_on``, or of ``dataset`` itself.
+    """
     from megacontext.evaluation.suite import Source
     from megacontext.training.corpus import CorpusConfig, collect
-    from megacontext.training.dataset import load_split, read_manifest
+    from megacontext.training.dataset import load_split
     from megacontext.training.held_out import held_out_histories, joined
 
     tokenizer = bundle.tokenizer
-    eos = tokenizer.eos_token_id
+    trained_on = trained_on or dataset
+    training = None
+    if trained_on is not None:
+        _check_vocabulary(trained_on, tokenizer)
+        train = load_split(trained_on, "train")
+        training = (train.ids, train.fill)
     if dataset is not None:
         if documents is not None:
             raise ConfigError("--documents and --dataset name two sources: choose one")
         if split not in ("validation", "test"):
             raise ConfigError(f"--split is validation or test, not {split}: what was trained on proves nothing")
-        vocabulary = read_manifest(dataset)["vocab_size"]
-        if vocabulary != len(tokenizer):
-            raise ConfigError(
-                f"{dataset} was prepared with a tokenizer of {vocabulary} tokens, the model's has {len(tokenizer)}: prepare "
-                "it again with the model's tokenizer"
-            )
-        blocks, train = load_split(dataset, "test" if split == "test" else "validation"), load_split(dataset, "train")
-        training = (train.ids, train.fill)
-        return Source(histories=blocks.histories(), closed_by=eos, name=f"{split} split", training=training)
-    if documents is None:
-        return Source(histories=held_out_histories(tokenizer), closed_by=eos, name="test packages of the standard library")
-    by_package: dict[str, list[str]] = {}
-    for file in collect(CorpusConfig(roots=(str(documents),), suffixes=(".py", ".md", ".txt", ".rst"))):
-        by_package.setdefault(file.package, []).append(file.text)
-    return Source(histories=[joined(texts, tokenizer) for texts in by_package.values()], closed_by=eos, name="documents")
+        _check_vocabulary(dataset, tokenizer)
+        histories = load_split(dataset, "test" if split == "test" else "validation").histories()
+        name = f"{split} split"
+    elif documents is not None:
+        by_package: dict[str, list[str]] = {}
+        for file in collect(CorpusConfig(roots=(str(documents),), suffixes=(".py", ".md", ".txt", ".rst"))):
+            by_package.setdefault(file.package, []).append(file.text)
+        histories, name = [joined(texts, tokenizer) for texts in by_package.values()], "documents"
+    else:
+        histories, name = held_out_histories(tokenizer), "test packages of the standard library"
+    return Source(histories=histories, closed_by=tokenizer.eos_token_id, name=name, training=training)
+
+
+def _check_vocabulary(dataset: Path, tokenizer: Any) -> None:
+    """ConfigError where a dataset holds the ids of another tokenizer."""
+    from megacontext.training.dataset import read_manifest
+
+    vocabulary = read_manifest(dataset)["vocab_size"]
+    if vocabulary != len(tokenizer):
+        raise ConfigError(
+            f"{dataset} was prepared with a tokenizer of {vocabulary} tokens, the model's has {len(tokenizer)}: prepare "
+            "it again with the model's tokenizer"
+        )
 
 
 def _words(text: str) -> tuple[str, ...]:
