@@ -54,7 +54,7 @@ def run_gist(path: Path, overrides: Overrides | None = None, *, quiet: bool = Fa
     """Train a GistNet for a frozen base."""
     from megacontext.training.gist import GistTask
 
-    return _run(GistConfig, lambda config: GistTask(config), path, overrides, quiet)
+    return _run(GistConfig, lambda config: GistTask(config, quiet=quiet), path, overrides, quiet)
 
 
 def run_reconstruct(path: Path, overrides: Overrides | None = None, *, quiet: bool = False) -> dict[str, Any]:

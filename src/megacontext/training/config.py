@@ -15,7 +15,9 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from megacontext.errors import ConfigError
+from megacontext.training.curriculum import Curriculum
 from megacontext.training.frozen import Frozen
+from megacontext.training.loss_mix import LossMix
 
 
 class RunConfig(Frozen):
@@ -159,9 +161,9 @@ class MixConfig(Frozen):
     group: tuple[int, int] = (4, 8)
     far_weight: float = Field(default=0.0, ge=0)
     far: tuple[int, int] = (8, 28)
-    tail: int = 8
-    lod2: float = 0.2
-    most_spans: int = 2
+    tail: int = Field(default=8, ge=1)
+    lod2: float = Field(default=0.2, ge=0, le=1)
+    most_spans: int = Field(default=2, ge=1)
     all_gists: float = 0.5
     repeats: float = 0.3
     absolute: float = 0.25
@@ -184,6 +186,7 @@ class NativeConfig(RunConfig):
     embedding_lr: float = Field(default=0.33, gt=0)
     gistnet: GistNetShape = GistNetShape()
     mix: MixConfig = MixConfig(rows=2, banded=1.0, far_weight=2.0, repeats=0.5)
+    loss: LossMix = LossMix()
     windows: WindowsConfig = WindowsConfig()
 
     @model_validator(mode="after")
@@ -192,16 +195,55 @@ class NativeConfig(RunConfig):
             raise ValueError("give either init, a base to go on from, or tokenizer, to start from scratch")
         return self
 
+    @model_validator(mode="after")
+    def _losses_have_something_to_move(self) -> Self:
+        if self.loss.reconstruction:
+            raise ValueError("loss.reconstruction reads with a head for a base that is frozen: use it in train gist")
+        if self.loss.contrastive and not self.gist_lr:
+            raise ValueError("loss.contrastive moves the GistNet alone: give it a gist_lr")
+        return self
+
+
+class TeacherConfig(Frozen):
+    """Slices with a cached teacher instead of windows from the split: ``slices``, the folder of ``prepare_dataset --slices``;
+    ``cache``, where the base's ``top`` likeliest tokens are kept."""
+
+    slices: Path
+    cache: Path
+    top: int = Field(default=64, ge=1)
+
 
 class GistConfig(RunConfig):
-    """``train gist``: a GistNet for a frozen base."""
+    """``train gist``: a GistNet for a frozen base, fresh or from ``init``.
+
+    ``curriculum``: what pattern windows look like at a step (banded ones are as hard as they get from the start); its gists
+    of level 2 stand in front as often as ``mix.lod2`` says. ``teacher``: draw the windows from slices whose teacher is
+    cached.
+    """
 
     base: Path
     dataset: Path
     init: Path | None = None
     gistnet: GistNetShape = GistNetShape()
     mix: MixConfig = MixConfig()
+    loss: LossMix = LossMix()
+    curriculum: Curriculum | None = None
+    teacher: TeacherConfig | None = None
     windows: WindowsConfig = WindowsConfig()
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if self.curriculum is not None and self.mix.banded == 1:
+            raise ValueError("a curriculum shapes pattern windows, and mix.banded: 1 draws none: lower it")
+        if self.curriculum is not None and self.curriculum.levels > 2:
+            raise ValueError("training windows hold gists of levels 1 and 2: set curriculum.levels to 2 at most")
+        if self.loss.reconstruction and self.init is None:
+            raise ValueError(
+                "loss.reconstruction reads with the head beside the GistNet in init: megacontext train reconstruct makes both"
+            )
+        if self.teacher is not None and (self.mix.banded or self.loss.hidden):
+            raise ValueError("a cached teacher knows slices and logits only: set mix.banded and loss.hidden to 0")
+        return self
 
 
 class LensConfig(RunConfig):

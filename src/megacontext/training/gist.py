@@ -1,27 +1,29 @@
-"""GistNet by plain next-token NLL through the frozen base, with controls measured as it learns."""
+"""GistNet for a frozen base, by the losses of a mix behind substituted windows, with controls measured as it learns."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
 from megacontext.core.node import BLOCK
-from megacontext.engine.substitution import draw_pattern, encode_nodes, encode_pattern, token_nll
-from megacontext.errors import DatasetError
 from megacontext.evaluation import arms
+from megacontext.evaluation.gists import GistBank
 from megacontext.evaluation.items import Items, draw_items
 from megacontext.evaluation.quality import measure, report, swapped_gists
 from megacontext.models import BaseLM, GistEncoder, GistNet, GistNetConfig
-from megacontext.training.augment import paste_repeats
-from megacontext.training.band import band_nll, draw_bands, needs_far
-from megacontext.training.config import GistConfig, GistNetShape, MixConfig, NativeConfig, WindowsConfig
+from megacontext.models.reconstruction import ReconstructionHead
+from megacontext.training.batches import draw_batch, longest_window, require_whole, sample_rows
+from megacontext.training.config import GistConfig, GistNetShape, WindowsConfig
 from megacontext.training.dataset import Blocks, load_split
+from megacontext.training.diagnostics import gist_statistics
+from megacontext.training.objective import frozen_head, objective
 from megacontext.training.priming import freeze_values, prime
+from megacontext.training.replay import Replay
+from megacontext.training.runtime import device_for
 
 
 def bound_to(gistnet: GistNet, base_fingerprint: str) -> GistNet:
@@ -31,65 +33,12 @@ def bound_to(gistnet: GistNet, base_fingerprint: str) -> GistNet:
     return bound
 
 
-def sample_rows(train: Blocks, rng: np.random.Generator, *, rows: int, blocks: int) -> npt.NDArray[np.int64]:
-    """``rows`` random stretches of ``blocks``·32 valid tokens: int64 [rows, blocks·32]."""
-    length = blocks * BLOCK
-    if int(train.fill.sum()) < 4 * length:
-        raise DatasetError(f"the training split is shorter than four windows of {length} tokens: add documents")
-    found: list[npt.NDArray[np.int64]] = []
-    while len(found) < rows:
-        tokens = train.tokens(int(rng.integers(len(train))), length)
-        if len(tokens) == length:
-            found.append(tokens)
-    return np.stack(found)
-
-
-def gist_loss(
-    base: BaseLM, gistnet: GistNet, train: Blocks, rng: np.random.Generator, config: NativeConfig | GistConfig
-) -> torch.Tensor:
-    """Mean NLL of the raw tokens of one batch with substituted spans (weighted, where the mix says so)."""
-    if rng.random() < config.mix.banded:
-        return _banded_loss(base, gistnet, train, rng, config.mix)
-    return _pattern_loss(base, gistnet, train, rng, config.mix)
-
-
-def _banded_loss(base: BaseLM, gistnet: GistNet, train: Blocks, rng: np.random.Generator, mix: MixConfig) -> torch.Tensor:
-    rows = sample_rows(train, rng, rows=mix.rows, blocks=mix.blocks)
-    ids = torch.from_numpy(np.stack([paste_repeats(row, rng, probability=mix.repeats) for row in rows])).to(base.device)
-    bands = draw_bands(rng, blocks=mix.blocks, group=mix.group)
-    embeds = base.embed(ids)
-    # Nothing to learn in a frozen GistNet, and its backward pass would only blur the embeddings that it picks.
-    with torch.set_grad_enabled(any(parameter.requires_grad for parameter in gistnet.parameters())):
-        gists = encode_nodes(gistnet, embeds.view(len(ids), -1, BLOCK, base.width)[:, : bands.gisted], 1)
-    nll = band_nll(base, embeds, gists, ids, bands, stride=gistnet.config.position_stride)
-    if not mix.far_weight:
-        return nll.mean()
-    weight = 1.0 + mix.far_weight * needs_far(ids, bands)
-    return (nll * weight).sum() / weight.sum()
-
-
-def _pattern_loss(base: BaseLM, gistnet: GistNet, train: Blocks, rng: np.random.Generator, mix: MixConfig) -> torch.Tensor:
-    spans = int(rng.integers(1, mix.most_spans + 1)) if rng.random() < mix.lod2 else 0
-    far = int(rng.integers(mix.far[0], mix.far[1] + 1))
-    pattern = draw_pattern(rng, far=far, tail=mix.tail, spans=spans, all_gists=mix.all_gists)
-    raw_from = (len(pattern.lod) - mix.tail) * BLOCK
-    rows = sample_rows(train, rng, rows=mix.rows, blocks=len(pattern.lod))
-    # Repeated where the tokens are raw, so that the gists have something to carry that can be looked up.
-    rows = np.stack([paste_repeats(row, rng, probability=mix.repeats, longest=64, earliest=raw_from) for row in rows])
-    ids = torch.from_numpy(rows).to(base.device)
-    pool = encode_pattern(pattern, base.embed(ids), gistnet)
-    absolute = bool(rng.random() < mix.absolute)
-    return token_nll(
-        base, pool, ids, pattern, absolute=absolute, vectors=gistnet.vectors, stride=gistnet.config.position_stride
-    ).mean()
-
-
 def new_gistnet(base: BaseLM, shape: GistNetShape, train: Blocks, *, base_fingerprint: str, seed: int) -> GistNet:
     """A fresh GistNet for ``base``; primed on text of the training split where the shape says so."""
     config = shape.model_dump(exclude={"primed", "frozen_values"})
     gistnet = GistNet(
         GistNetConfig(width=base.width, output_rms=base.embedding_rms, base_fingerprint=base_fingerprint, **config)
-    )
+    ).to(base.device)
     if shape.primed:
         rows = sample_rows(train, np.random.default_rng((seed, 0x9213E)), rows=16, blocks=16)
         prime(gistnet, base, torch.from_numpy(rows).to(base.device), surprisal(train, base.vocab_size).to(base.device))
@@ -111,22 +60,32 @@ class GistWindows:
         self._items = validation_items(dataset, config, seed=seed)
 
     def evaluate(self, base: BaseLM, encoder: GistEncoder | None) -> dict[str, float]:
-        """NLL, and recovered fractions on all and on far-copy tokens, of gists and of their controls."""
+        """NLL and recovered fractions, on all and on far-copy tokens, of gists and controls; what the gists look like."""
         items = self._items
+        bank = GistBank(items, base, encoder) if encoder is not None else None
         chosen: dict[str, arms.Arm] = {"full": arms.full, "drop": arms.recency(0)}
         if encoder is not None:
             chosen |= {
                 "recency": arms.recency(items.far // BLOCK * encoder.vectors),
                 "gist": arms.gist,
-                "swapped": arms.with_gists(swapped_gists(items, base, encoder)),
+                "swapped": arms.with_gists(swapped_gists(items, base, encoder, bank=bank)),
             }
-        found = report(measure(base, encoder, items, chosen))
+        found = report(measure(base, encoder, items, chosen, bank=bank))
         figures = {name: arm["nll"] for name, arm in found["arms"].items()}
         figures |= {key: found["gate"][key] for key in ("drop_minus_full", "drop_minus_full_far_copy")}
         for name in chosen.keys() - {"full", "drop"}:
             figures[f"recovered/{name}"] = found["arms"][name]["recovered"]
             figures[f"recovered_far_copy/{name}"] = found["arms"][name]["far_copy"]["recovered"]
-        return figures
+        return figures | (self._looks(base, bank) if bank is not None else {})
+
+    def _looks(self, base: BaseLM, bank: GistBank) -> dict[str, float]:
+        """Norm, cosine and effective rank of the far blocks' gists, against the tokens of the same items."""
+        items = self._items
+        gists = np.concatenate([bank(row)[: items.far // BLOCK] for row in range(len(items))])
+        # Of the embeddings as they are now: a base may be measured while it is trained.
+        token_rms = base.embed(torch.from_numpy(items.ids)).float().square().mean().sqrt()
+        figures = gist_statistics(torch.from_numpy(gists), float(token_rms))
+        return {f"gists/{name}": value for name, value in figures.items()}
 
 
 def validation_items(dataset: Path, config: WindowsConfig, *, seed: int) -> Items:
@@ -142,22 +101,42 @@ def validation_items(dataset: Path, config: WindowsConfig, *, seed: int) -> Item
 
 
 class GistTask:
-    """Train a GistNet for a frozen base."""
+    """Train a GistNet for a frozen base.
 
-    def __init__(self, config: GistConfig) -> None:
+    ConfigError where the losses need what the base cannot read or a head that is not there; ModelMismatch where the head
+    or the teacher belong to other models. What the teacher's cache lacks is computed on construction.
+    """
+
+    def __init__(self, config: GistConfig, *, quiet: bool = True) -> None:
         self._config = config
-        self._base = BaseLM.from_pretrained(config.base, dtype=torch.float32)
+        self._base = BaseLM.from_pretrained(config.base, dtype=torch.float32, device=device_for(config))
         self._train = load_split(config.dataset, "train")
         torch.manual_seed(config.seed)
-        if config.init is not None:
-            self._gistnet = bound_to(GistNet.from_pretrained(config.init), self._base.fingerprint)
-            if config.gistnet.frozen_values:
-                freeze_values(self._gistnet)
-        else:
-            self._gistnet = new_gistnet(
-                self._base, config.gistnet, self._train, base_fingerprint=self._base.fingerprint, seed=config.seed
-            )
+        self._gistnet, self._head = self._start()
+        self._replay = self._make_replay(quiet=quiet)
         self._windows = GistWindows(config.dataset, config.windows, seed=config.seed)
+
+    def _start(self) -> tuple[GistNet, ReconstructionHead | None]:
+        config, base = self._config, self._base
+        if config.init is None:
+            gistnet = new_gistnet(base, config.gistnet, self._train, base_fingerprint=base.fingerprint, seed=config.seed)
+            return gistnet, None
+        found = GistNet.from_pretrained(config.init)
+        head = frozen_head(config.init, base, found) if config.loss.reconstruction else None
+        gistnet = bound_to(found, base.fingerprint)
+        if config.gistnet.frozen_values:
+            freeze_values(gistnet)
+        return gistnet, head
+
+    def _make_replay(self, *, quiet: bool) -> Replay | None:
+        config = self._config
+        if config.teacher is not None:
+            return Replay(config.teacher, self._base, tail=config.mix.tail, quiet=quiet)
+        if config.loss.needs_teacher:
+            course = config.curriculum
+            far, level = (config.mix.far[1], 2) if course is None else (course.far[1], course.levels)
+            require_whole(self._base, longest_window(config.mix, far, level=level))
+        return None
 
     @property
     def module(self) -> nn.Module:
@@ -165,8 +144,17 @@ class GistTask:
         return self._gistnet
 
     def loss(self, step: int, rng: np.random.Generator) -> tuple[Tensor, dict[str, float]]:
-        """Mean NLL of the raw tokens behind gists."""
-        return gist_loss(self._base, self._gistnet, self._train, rng, self._config), {}
+        """The configured losses on one micro-batch of windows, each as ``loss/NAME``, and its ``stage/…``."""
+        config = self._config
+        stage = config.curriculum.draw(step, config.steps, rng) if config.curriculum is not None else None
+        if self._replay is not None:
+            batch = self._replay.draw(self._gistnet, rng, config.mix, stage)
+        else:
+            batch = draw_batch(self._base, self._gistnet, self._train, rng, config.mix, stage)
+        loss, figures = objective(config.loss, batch, self._gistnet, rng, head=self._head)
+        if stage is not None:
+            figures |= {f"stage/{name}": float(value) for name, value in asdict(stage).items()}
+        return loss, figures
 
     def evaluate(self) -> dict[str, float]:
         """Recovered fractions of gists and of controls on validation windows."""

@@ -16,10 +16,12 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 from megacontext.core.node import BLOCK
 from megacontext.models.base_lm import BaseLM
 from megacontext.training.augment import paste_repeats
+from megacontext.training.batches import draw_batch, longest_window, require_whole, sample_rows
 from megacontext.training.config import NativeConfig
 from megacontext.training.dataset import Blocks, load_split
-from megacontext.training.gist import GistWindows, bound_to, gist_loss, new_gistnet, sample_rows, surprisal
+from megacontext.training.gist import GistWindows, bound_to, new_gistnet, surprisal
 from megacontext.training.induction import CodeSpace, build_base, freeze_circuit
+from megacontext.training.objective import objective
 from megacontext.training.optimizers import set_lr_scale
 from megacontext.training.tokenizer import save_tokenizer
 
@@ -32,6 +34,8 @@ class NativeTask:
         self._train: Blocks = load_split(config.dataset, "train")
         self._tokenizer = PreTrainedTokenizerFast.from_pretrained(str(config.init or config.tokenizer))
         self._base = BaseLM.wrap(self._start())
+        if config.loss.needs_teacher:
+            require_whole(self._base, longest_window(config.mix, config.mix.far[1], level=2))
         torch.manual_seed(config.seed)
         self._gistnet = new_gistnet(self._base, config.gistnet, self._train, base_fingerprint="", seed=config.seed)
         self._unfreeze()
@@ -66,7 +70,7 @@ class NativeTask:
         return self._module
 
     def loss(self, step: int, rng: np.random.Generator) -> tuple[torch.Tensor, dict[str, float]]:
-        """Mean NLL on plain windows plus mean NLL behind gists."""
+        """Mean NLL on plain windows plus the configured losses behind gists."""
         config = self._config
         self._settle()
         blocks = self._base.context_length // BLOCK
@@ -75,8 +79,9 @@ class NativeTask:
         ids = torch.from_numpy(plain_ids).to(self._base.device)
         logits = self._base.model(input_ids=ids[:, :-1], use_cache=False).logits
         plain = nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
-        gist = gist_loss(self._base, self._gistnet, self._train, rng, config)
-        return plain + gist, {"plain": float(plain.detach()), "gist": float(gist.detach())}
+        batch = draw_batch(self._base, self._gistnet, self._train, rng, config.mix)
+        gist, figures = objective(config.loss, batch, self._gistnet, rng)
+        return plain + gist, {"plain": float(plain.detach()), "gist": float(gist.detach()), **figures}
 
     def _settle(self) -> None:
         if self._codes is not None:

@@ -42,7 +42,7 @@ def prime(gistnet: GistNet, base: BaseLM, ids: Tensor, surprisal: Tensor) -> Non
     before, before_that = fit_shift(base, ids)
     width, pools, vectors = base.width, readout.pools, gistnet.vectors
     # Nilpotent for the circuit of ``induction``: what is taken off is not looked back at again.
-    clear = torch.eye(width) - before - before_that
+    clear = torch.eye(width, device=before.device) - before - before_that
     for pool, subspace in enumerate(head_subspaces(base, pools)):
         columns = slice(pool * width, (pool + 1) * width)
         readout.value.weight[:, columns] = clear @ subspace
@@ -109,5 +109,5 @@ def _ridge(inputs: Tensor, targets: Tensor) -> Tensor:
     """Least squares float [n, k] → [n, m] with a little shrinkage: [k, m]."""
     gram = inputs.T @ inputs
     shrink = _RIDGE * torch.trace(gram) / len(gram)
-    solution: Tensor = torch.linalg.solve(gram + shrink * torch.eye(len(gram)), inputs.T @ targets)
+    solution: Tensor = torch.linalg.solve(gram + shrink * torch.eye(len(gram), device=gram.device), inputs.T @ targets)
     return solution

@@ -104,14 +104,13 @@ def _resume(folder: Path, described: dict[str, Any], fields: Mapping[str, Field]
         identity = dict(held["identity"])
     except (ValueError, TypeError, KeyError) as err:
         raise DatasetError(f"{path} is damaged: delete the folder, it is computed again") from err
+    remedy = "name another folder, or delete it"
+    for name, wanted in described["identity"].items():
+        if identity.get(name) != wanted:
+            had = str(identity.get(name, "none"))
+            raise ModelMismatch(f"{folder} was made with another {name} ({had[:12]}, not {str(wanted)[:12]}): {remedy}")
     if held != described:
-        wanted = described["identity"]
-        differing = [name for name in wanted if identity.get(name) != wanted[name]] or ["the shape of its rows"]
-        first = differing[0]
-        raise ModelMismatch(
-            f"{folder} was made with another {', '.join(differing)} ({str(identity.get(first, '?'))[:12]}, not "
-            f"{str(wanted.get(first, described['rows']))[:12]}): name another folder, or delete it"
-        )
+        raise ModelMismatch(f"{folder} holds {held['rows']} rows of {held['fields']}, not what is asked for: {remedy}")
     for name, field in fields.items():
         data = folder / f"{name}.bin"
         if not data.is_file() or data.stat().st_size < done * field.row_bytes:
