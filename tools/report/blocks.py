@@ -6,11 +6,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from megacontext.cli.bench_capacity import LABELS as CAPACITY_LABELS
 from megacontext.errors import ConfigError
 from megacontext.evaluation.tables import LABELS, difference_rows, quality_markdown
 from tools.report import experiments, plots, scaling
 from tools.report.files import Result, Results
-from tools.report.markdown import figure_text, table
+from tools.report.markdown import figure_text, table, with_interval
 from tools.report.targets import target_rows
 
 RECOVERED = {
@@ -37,6 +38,8 @@ class Blocks:
             "difference": difference,
             "targets": targets,
             "environment": environment,
+            "capacity_table": capacity_table,
+            "capacity_plot": self.capacity_plot,
             "run_plot": self.run_plot,
             "experiments": self.experiments,
             "other_experiments": self.other_experiments,
@@ -65,6 +68,11 @@ class Blocks:
         ]
         drawn = plots.lines(curves, x="slots beside the tail", y="recovered (0 = drop, 1 = full)", zero=True)
         return self._plot(f"budgets-{name}", "Recovered fraction by slots beside the tail", drawn)
+
+    def capacity_plot(self, result: Result, name: str) -> str:
+        """Recovered fractions of optimised vectors, the encoder's gists and those of another history."""
+        drawn = plots.arms(result, CAPACITY_LABELS)
+        return self._plot(f"capacity-{name}", "Recovered fraction of optimised vectors and of gists with 95 % intervals", drawn)
 
     def run_plot(self, run: Result) -> str:
         """One run's validation figures over its steps: recovered fractions, or for a base NLL with and without far context."""
@@ -167,6 +175,32 @@ def difference(result: Result, pair: str) -> str:
         raise ConfigError(f"no difference {pair} in this result; it has {', '.join(result['differences'])}")
     ((_, text, verdict),) = difference_rows({pair: found})
     return f"{text} nats ({verdict})"
+
+
+def capacity_table(result: Result) -> str:
+    """Optimised vectors beside the encoder's gists, and the shares of the former's gains that the encoder reaches."""
+    rows = [
+        (
+            label,
+            f"{arm['slots']:.0f}",
+            with_interval(arm, "nll", ".3f"),
+            with_interval(arm, "recovered", ".2f") if "recovered" in arm else "–",
+            with_interval(arm["far_copy"], "recovered", ".2f") if "recovered" in arm["far_copy"] else "–",
+        )
+        for label, arm in ((label, result["arms"].get(name)) for name, label in CAPACITY_LABELS.items())
+        if arm is not None
+    ]
+    text = table(("beside the tail", "slots", "NLL [95 %]", "recovered [95 %]", "on far-copy tokens"), rows)
+    reached = [
+        (
+            CAPACITY_LABELS[bound],
+            with_interval(found, "share", ".2f") if found["judged"] else "not judged",
+            with_interval(found["far_copy"], "share", ".2f") if found["far_copy"]["judged"] else "not judged",
+        )
+        for bound, found in result["reached"].items()
+    ]
+    columns = ("of what is gained over drop by vectors …", "the encoder reaches [95 %]", "on far-copy tokens")
+    return text + "\n\n" + table(columns, reached)
 
 
 def targets(result: Result) -> str:

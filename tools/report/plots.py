@@ -7,6 +7,7 @@ people with colour-blindness (Okabe & Ito 2008, https://jfly.uni-koeln.de/color/
 from __future__ import annotations
 
 import io
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -45,8 +46,9 @@ STYLE: Any = {
 Curve = tuple[str, Sequence[float], Sequence[float | None], str | None]
 """Name, x, y (a missing one leaves a gap), colour (None: the next of ``CYCLE``)."""
 ARM_COLOURS = {
-    **dict.fromkeys(("noise", "mean", "rarest", "swapped"), RED),
-    **dict.fromkeys(("drop", "full", "recency", "recency_sinks", "suffix", "oracle"), GREY),
+    **dict.fromkeys(("noise", "mean", "rarest", "swapped", "replayed_swapped"), RED),
+    **dict.fromkeys(("recency", "recency_sinks", "suffix", "oracle", "answer_seeing"), GREY),
+    "replayed": GREEN,
 }
 
 
@@ -70,22 +72,24 @@ def svg(drawn: Figure) -> str:
 def arms(result: Result, labels: Mapping[str, str]) -> str:
     """Recovered fraction of every arm, on all and on far-copy tokens, with intervals; ``drop`` and ``full`` are the ends."""
     names = [name for name in labels if "recovered" in result["arms"].get(name, {}) and name not in ("drop", "full")]
-    with figure(0.9 + 0.26 * len(names), 2, left=0.35, share=True) as (drawn, axes):
+    wrapped = [textwrap.fill(labels[name], 32) for name in names]
+    row = 0.38 if any("\n" in label for label in wrapped) else 0.26
+    with figure(0.9 + row * len(names), 2, left=0.36, share=True) as (drawn, axes):
         for panel, (title, pick) in zip(axes, (("all scored tokens", False), ("far-copy tokens", True)), strict=True):
-            for row, name in enumerate(names):
+            for at, name in enumerate(names):
                 arm = result["arms"][name]["far_copy"] if pick else result["arms"][name]
                 if "recovered" not in arm:
                     continue
                 low, high = arm.get("recovered_ci", (arm["recovered"],) * 2)
                 colour = ARM_COLOURS.get(name, BLUE)
-                panel.plot([low, high], [row, row], color=colour, linewidth=2.2, solid_capstyle="butt")
-                panel.plot([arm["recovered"]], [row], "o", color=colour, markersize=5)
+                panel.plot([low, high], [at, at], color=colour, linewidth=2.2, solid_capstyle="butt")
+                panel.plot([arm["recovered"]], [at], "o", color=colour, markersize=5)
             for reference in (0, 1):
                 panel.axvline(reference, color="#888888", linewidth=0.8, linestyle=":")
             panel.set_title(title)
             panel.set_xlabel("recovered (0 = drop, 1 = full)")
             panel.grid(axis="y", visible=False)
-        axes[0].set_yticks(range(len(names)), [labels[name] for name in names])
+        axes[0].set_yticks(range(len(names)), wrapped)
         axes[0].set_ylim(len(names) - 0.5, -0.5)
         drawn.subplots_adjust(wspace=0.1)
         return svg(drawn)

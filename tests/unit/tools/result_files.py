@@ -69,6 +69,30 @@ def quality(gist: float = 2.75) -> dict[str, Any]:
     }
 
 
+def capacity() -> dict[str, Any]:
+    """A whole capacity result."""
+    nll = {
+        "drop": 3.0,
+        "gist": 2.8,
+        "swapped": 2.99,
+        "replayed_swapped": 3.02,
+        "replayed": 2.5,
+        "answer_seeing": 1.0,
+        "full": 2.6,
+    }
+    whole = quality()
+    judged = {"judged": True} | around("share", 0.4, 0.1)
+    return {
+        **{key: whole[key] for key in ("environment", "gate", "quick")},
+        **{"schema": 1, "kind": "capacity", "config": {"items": 24, "steps": 150}},
+        "arms": {name: arm(value) for name, value in nll.items()},
+        "reached": {
+            "replayed": judged | {"far_copy": judged},
+            "answer_seeing": {"judged": False, "far_copy": {"judged": False}},
+        },
+    }
+
+
 def run(
     name: str, *, trains: str = "gist", group: str = "", config: dict[str, Any] | None = None, **figures: Any
 ) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from result_files import quality, run, save, sized
+from result_files import capacity, quality, run, save, sized
 
 from megacontext.errors import ConfigError, DatasetError
 from tools.render_results import FIGURES, PAGE, TEMPLATE, main, render_pages
@@ -51,9 +51,9 @@ def test_no_figure_of_the_prose_is_typed() -> None:
 
 
 def test_the_page_follows_the_files(root: Path) -> None:
-    save(root, bundled=quality(gist=2.75))
+    save(root, bundled_quality=quality(gist=2.75))
     before = page(root)
-    save(root, bundled=quality(gist=2.85))
+    save(root, bundled_quality=quality(gist=2.85))
     after = page(root)
     assert "| gists, nothing expanded | 28 | 2.750 |" in before
     assert "| gists, nothing expanded | 28 | 2.850 |" in after
@@ -70,12 +70,23 @@ def test_without_results_nothing_is_claimed(root: Path) -> None:
 
 def test_sections_without_their_files_are_left_out(root: Path) -> None:
     without_budgets = {key: value for key, value in quality().items() if key != "budgets"}
-    save(root, bundled=without_budgets)
+    save(root, bundled_quality=without_budgets)
     text = page(root)
     assert "## The shipped checkpoint" in text
     assert "By budget" not in text and "Size of the base" not in text and "Experiments" not in text
-    save(root, bundled=quality())
+    save(root, bundled_quality=quality())
     assert "### By budget" in page(root)
+
+
+def test_capacity_has_a_section_and_a_curve_of_its_own(root: Path) -> None:
+    save(root, bundled_quality=quality())
+    assert "How much could one vector carry?" not in page(root)
+    save(root, bundled_capacity=capacity())
+    pages = render_pages(root)
+    assert "| optimised on the far text replayed (fair bound) | 28 | 2.500 [2.490, 2.510] | 1.25 [1.20, 1.30] |" in pages[PAGE]
+    assert "| optimised on the far text replayed (fair bound) | 0.40 [0.30, 0.50] | 0.40 [0.30, 0.50] |" in pages[PAGE]
+    assert "| optimised on the answer (looks at it) | not judged | not judged |" in pages[PAGE]
+    assert f"{FIGURES}/capacity-shipped.svg" in pages
 
 
 def test_a_group_has_a_table_of_what_differs_and_a_curve(root: Path) -> None:
@@ -109,7 +120,7 @@ def test_scaling_needs_three_sizes_for_a_law(root: Path) -> None:
 
 
 def test_check_finds_an_edited_page_a_missing_one_and_a_stale_curve(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    save(root, bundled=quality())
+    save(root, bundled_quality=quality())
     assert main(["--root", str(root)]) == 0
     assert main(["--root", str(root), "--check"]) == 0
     text = (root / PAGE).read_text()
@@ -127,7 +138,7 @@ def test_check_finds_an_edited_page_a_missing_one_and_a_stale_curve(root: Path, 
 
 
 def test_curves_have_the_same_bytes_every_time_and_no_date(root: Path) -> None:
-    save(root, bundled=quality(), **{each["name"].replace("-", "_"): each for each in sized(96, 700_000)})
+    save(root, bundled_quality=quality(), **{each["name"].replace("-", "_"): each for each in sized(96, 700_000)})
     one, two = render_pages(root), render_pages(root)
     assert one == two and len(one) > 2
     assert not any(re.search(r"\d{4}-\d\d-\d\dT|matplotlib\.org", text) for name, text in one.items() if name.endswith(".svg"))
@@ -138,19 +149,19 @@ def test_curves_have_the_same_bytes_every_time_and_no_date(root: Path) -> None:
     [("{", "not valid JSON"), ("[]", "'kind' must be one of"), ('{"kind": "poem"}', "'kind' must be one of")],
 )
 def test_a_file_that_is_no_result_is_named(root: Path, content: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
-    save(root, bundled=quality())
+    save(root, bundled_quality=quality())
     (root / "benchmarks/results/odd.json").write_text(content)
     assert main(["--root", str(root), "--check"]) == 2
     assert "odd.json" in (err := capsys.readouterr().err) and message in err
 
 
 def test_names_with_dots_and_two_results_of_one_name_are_refused(root: Path) -> None:
-    save(root, bundled=quality())
+    save(root, bundled_quality=quality())
     folder = root / "benchmarks/results"
-    (folder / "runs" / "bundled.json").write_text(json.dumps(quality()))
-    with pytest.raises(DatasetError, match="two results of kind quality are called bundled"):
+    (folder / "runs" / "bundled-quality.json").write_text(json.dumps(quality()))
+    with pytest.raises(DatasetError, match="two results of kind quality are called bundled-quality"):
         load_results(folder)
-    (folder / "runs" / "bundled.json").rename(folder / "runs" / "v1.2.json")
+    (folder / "runs" / "bundled-quality.json").rename(folder / "runs" / "v1.2.json")
     with pytest.raises(DatasetError, match="must have no dot"):
         load_results(folder)
 
