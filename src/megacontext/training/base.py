@@ -55,7 +55,7 @@ class BaseTask:
             tokens = self._train.tokens(int(rng.integers(len(self._train))), length + 1)
             if len(tokens) == length + 1:
                 rows.append(paste_repeats(tokens, rng, probability=self._config.repeats))
-        ids = torch.from_numpy(np.stack(rows))
+        ids = torch.from_numpy(np.stack(rows)).to(self._model.device)
         logits = self._model(input_ids=ids[:, :-1], use_cache=False).logits
         return F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten()), {}
 
