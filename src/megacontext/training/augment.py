@@ -59,7 +59,7 @@ def paste_repeats(
     room for the longest source before it or the longest repeat behind it.
     """
     result = tokens.copy()
-    if rng.random() >= probability or len(tokens) < 3 * longest:
+    if rng.random() >= probability or len(tokens) <= 3 * longest:
         return result
     first = 2 * longest if earliest is None else earliest
     if not longest < first < len(tokens) - longest:
