@@ -51,6 +51,13 @@ def test_repeats_without_room_are_refused(earliest: int) -> None:
         paste_repeats(TOKENS, np.random.default_rng(0), probability=1.0, earliest=earliest)
 
 
+def test_a_window_that_has_only_just_no_room_for_repeats_stays_as_it_is() -> None:
+    for length in (383, 384):
+        same = paste_repeats(TOKENS[:length], np.random.default_rng(0), probability=1.0)
+        assert same.tolist() == TOKENS[:length].tolist()
+    assert paste_repeats(TOKENS[:385], np.random.default_rng(0), probability=1.0).tolist() != TOKENS[:385].tolist()
+
+
 def augmented(tokens: npt.NDArray[np.int64], seed: int, *, earliest: int | None) -> npt.NDArray[np.int64]:
     return augment(tokens, np.random.default_rng(seed), repeats=0.7, recall=0.7, lines=LINES, longest=64, earliest=earliest)
 
