@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +22,13 @@ LARGEST_FIGURE = 100_000
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """A repository with this one's template and no results yet."""
+    """A repository with no results yet and this one's template, which names its results as these tests do."""
     (tmp_path / TEMPLATE).parent.mkdir()
-    shutil.copy(ROOT / TEMPLATE, tmp_path / TEMPLATE)
+    template = (ROOT / TEMPLATE).read_text()
+    for name, path in (("best", "quality.bundled-quality"), ("bound", "capacity.bundled-capacity")):
+        template, found = re.subn(rf"<!-- let: {name} = \S+ -->", f"<!-- let: {name} = {path} -->", template)
+        assert found == 1
+    (tmp_path / TEMPLATE).write_text(template)
     return tmp_path
 
 
