@@ -62,7 +62,7 @@ class Blocks:
                 arm.replace("_", " "),
                 [found["slots"] for found in budgets],
                 [found["arms"].get(arm, {}).get("recovered") for found in budgets],
-                None,
+                plots.BUDGET_COLOURS.get(arm),
             )
             for arm in names
         ]

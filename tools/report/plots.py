@@ -22,6 +22,10 @@ from tools.report.scaling import TARGETS, Law, Size
 
 BLUE, GREEN, RED, GREY, ORANGE, SKY = "#0072b2", "#00805e", "#b5440b", "#6b6b6b", "#a86b00", "#3b8fc4"
 CYCLE = (BLUE, RED, GREEN, ORANGE, "#8a4f7d", GREY, SKY, "#222222")
+BUDGET_COLOURS = {
+    **{"megacontext": BLUE, "oracle": "#222222", "suffix": GREEN, "recency": GREY, "recency_sinks": SKY},
+    **{"recent_expand": ORANGE, "random_expand": "#8a4f7d"},
+}
 WIDTH = 7.2  # inches at 72 units each
 STYLE: Any = {
     "svg.hashsalt": "megacontext",
@@ -162,22 +166,33 @@ def _sized(panel: Axes, sizes: Sequence[Size], name: str, law: Law | None) -> li
 
 def _label_ends(panel: Axes, ends: Sequence[tuple[float, float, str, str]]) -> None:
     """Names beside the last points, moved apart where they would overlap; thin lines lead to those that moved."""
+    ends = sorted(ends, key=lambda end: end[1])
     low, high = panel.get_ylim()
-    least = 0.075 * (high - low)
-    placed: list[float] = []
-    for _, value, _, _ in sorted(ends, key=lambda end: end[1]):
-        placed.append(max(value, placed[-1] + least) if placed else value)
-    overhang = placed[-1] - high if placed else 0.0
-    placed = [value - max(0.0, overhang) for value in placed]
-    edge: Any = max((end[0] for end in ends), default=1.0)
+    places = _apart([value for _, value, _, _ in ends], least=0.078 * (high - low))
+    edge = max((end[0] for end in ends), default=1.0)
     span = panel.get_xlim()[1] - panel.get_xlim()[0]
-    for (x, value, name, colour), y in zip(sorted(ends, key=lambda end: end[1]), placed, strict=True):
+    for (x, value, name, colour), place in zip(ends, places, strict=True):
         panel.annotate(
             name,
             xy=(x, value),
-            xytext=(edge + 0.04 * span, y),
+            xytext=(edge + 0.05 * span, place),
             color=colour,
             va="center",
             annotation_clip=False,
-            arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.7, "linestyle": ":", "shrinkB": 3},
+            arrowprops={
+                **{"arrowstyle": "-", "color": colour, "linewidth": 0.7, "linestyle": ":"},
+                **{"relpos": (0, 0.5), "shrinkA": 1, "shrinkB": 3},
+            },
         )
+
+
+def _apart(places: Sequence[float], *, least: float) -> list[float]:
+    """The sorted places, each pair of neighbours at least that far apart and every cluster about where it was."""
+    found = list(places)
+    for _ in range(60 * len(found)):
+        for at in range(len(found) - 1):
+            short = least - (found[at + 1] - found[at])
+            if short > 0:
+                found[at] -= short / 2
+                found[at + 1] += short / 2
+    return found
