@@ -16,7 +16,7 @@ from megacontext.training.augment import paste_repeats
 from megacontext.training.config import BaseConfig
 from megacontext.training.dataset import Blocks, load_split
 from megacontext.training.gist import GistWindows, surprisal
-from megacontext.training.induction import CodeSpace, build_base
+from megacontext.training.induction import build_base, hold_circuit
 from megacontext.training.optimizers import set_lr_scale
 from megacontext.training.tokenizer import save_tokenizer
 
@@ -35,8 +35,7 @@ class BaseTask:
             seed=config.seed,
             surprisal=surprisal(self._train, len(self._tokenizer)),
         )
-        frozen = config.shape.induction and config.shape.frozen_circuit
-        self._codes = CodeSpace(self._model) if frozen else None
+        self._settle = hold_circuit(self._model)
         set_lr_scale(self._model.get_input_embeddings().parameters(), config.embedding_lr)
         self._windows = GistWindows(config.dataset, config.windows, seed=config.seed)
 
@@ -67,10 +66,6 @@ class BaseTask:
         for parameter in trainable:
             parameter.requires_grad_(True)
         return figures
-
-    def _settle(self) -> None:
-        if self._codes is not None:
-            self._codes.settle()
 
     def export(self, folder: Path) -> None:
         """Write model and tokenizer so that ``AutoModelForCausalLM.from_pretrained`` loads them."""

@@ -129,7 +129,8 @@ class BaseConfig(RunConfig):
 
 
 class GistNetShape(Frozen):
-    """Size and read-out of a GistNet; its width is the base's, ``hidden`` its own. ``primed``: an associative read-out
+    """Size and read-out of a GistNet; its width is the base's, ``hidden`` its own. ``pools`` of an associative read-out: None
+    for as many as the base's circuit has pairs (``heads`` where it has none). ``primed``: an associative read-out
     starts from what the base can read (``training.priming``); ``frozen_values``: it keeps what it writes, and learns
     only what to choose."""
 
@@ -138,7 +139,7 @@ class GistNetShape(Frozen):
     hidden: int | None = 192
     mlp_ratio: float = 2.0
     vectors: int = 1
-    pools: int | None = 6
+    pools: int | None = None
     readout: str = "associative_pool"
     levels: int = 2
     position_stride: int = 6

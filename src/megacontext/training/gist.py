@@ -20,6 +20,7 @@ from megacontext.training.batches import draw_batch, longest_window, require_who
 from megacontext.training.config import GistConfig, GistNetShape, WindowsConfig
 from megacontext.training.dataset import Blocks, load_split
 from megacontext.training.diagnostics import gist_statistics
+from megacontext.training.induction import circuit_pairs
 from megacontext.training.objective import frozen_head, objective
 from megacontext.training.priming import freeze_values, prime
 from megacontext.training.replay import Replay
@@ -35,9 +36,10 @@ def bound_to(gistnet: GistNet, base_fingerprint: str) -> GistNet:
 
 def new_gistnet(base: BaseLM, shape: GistNetShape, train: Blocks, *, base_fingerprint: str, seed: int) -> GistNet:
     """A fresh GistNet for ``base``; primed on text of the training split where the shape says so."""
-    config = shape.model_dump(exclude={"primed", "frozen_values"})
+    config = shape.model_dump(exclude={"primed", "frozen_values", "pools"})
+    pools = shape.pools or circuit_pairs(base.model)
     gistnet = GistNet(
-        GistNetConfig(width=base.width, output_rms=base.embedding_rms, base_fingerprint=base_fingerprint, **config)
+        GistNetConfig(width=base.width, output_rms=base.embedding_rms, base_fingerprint=base_fingerprint, pools=pools, **config)
     ).to(base.device)
     if shape.primed:
         rows = sample_rows(train, np.random.default_rng((seed, 0x9213E)), rows=16, blocks=16)

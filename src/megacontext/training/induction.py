@@ -24,15 +24,18 @@ Shapes: d width, h head width, c = content dimensions of a head (not rotated), V
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-from transformers import StableLmConfig, StableLmForCausalLM
+from transformers import PreTrainedModel, StableLmConfig, StableLmForCausalLM
 
 from megacontext.training.config import BaseShape
 
 LOOK_BACK_SCORE = 100.0
 MATCH_SCORE = 14.0
+CIRCUIT = "megacontext_circuit"
+"""Under this name a model's configuration says that it has the circuit, and so does the folder it is saved to."""
 RARE_SHARE = 0.05
 """Size of the rarity dimension, in standard deviations of an embedding per nat."""
 
@@ -67,18 +70,35 @@ def build_base(
             bos_token_id=eos,
             eos_token_id=eos,
             dtype="float32",
+            **({CIRCUIT: {"pairs": shape.pairs, "frozen": shape.frozen_circuit}} if shape.induction else {}),
         )
     )
     with torch.no_grad():
         _calm(model, shape)
         if shape.induction:
             _Circuit(model, shape).write(surprisal)
-    if shape.induction and shape.frozen_circuit:
-        freeze_circuit(model)
+    hold_circuit(model)
     return model
 
 
-def freeze_circuit(model: nn.Module) -> None:
+def circuit_pairs(model: PreTrainedModel) -> int | None:
+    """p, the pairs that one vector has room for; None where the model was not started with the circuit."""
+    found = getattr(model.config, CIRCUIT, None)
+    return None if found is None else int(found["pairs"])
+
+
+def hold_circuit(model: PreTrainedModel) -> Callable[[], None]:
+    """Freeze the circuit where the model's configuration says that it has one to be kept; other models are left alone.
+
+    Returns what keeps the embeddings in its dimensions, in place: to be called between steps.
+    """
+    if not getattr(model.config, CIRCUIT, {}).get("frozen", False):
+        return lambda: None
+    _freeze(model)
+    return CodeSpace(model).settle
+
+
+def _freeze(model: nn.Module) -> None:
     """What looks back and what matches is not trained any further: layer 0, and queries, keys and values of layer 1."""
     model.get_submodule("model.layers.0").requires_grad_(False)
     for name in ("input_layernorm", "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"):
@@ -94,9 +114,9 @@ class CodeSpace:
     a hundred steps.
     """
 
-    def __init__(self, model: nn.Module) -> None:
-        self._weight: nn.Parameter = model.get_submodule("model.embed_tokens").weight  # type: ignore[assignment]
-        copied = model.get_submodule("model.layers.1.self_attn.v_proj").weight.detach().float()  # type: ignore[operator]
+    def __init__(self, model: PreTrainedModel) -> None:
+        self._weight: nn.Parameter = model.get_submodule("model.embed_tokens").weight
+        copied = model.get_submodule("model.layers.1.self_attn.v_proj").weight.detach().float()
         _, strength, axes = torch.linalg.svd(copied, full_matrices=False)
         kept = axes[strength > 1e-4 * strength[0]]
         self._projector = kept.T @ kept

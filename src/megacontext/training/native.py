@@ -20,7 +20,7 @@ from megacontext.training.batches import draw_batch, longest_window, require_who
 from megacontext.training.config import NativeConfig
 from megacontext.training.dataset import Blocks, load_split
 from megacontext.training.gist import GistWindows, bound_to, new_gistnet, surprisal
-from megacontext.training.induction import CodeSpace, build_base, freeze_circuit
+from megacontext.training.induction import build_base, hold_circuit
 from megacontext.training.objective import objective
 from megacontext.training.optimizers import set_lr_scale
 from megacontext.training.tokenizer import save_tokenizer
@@ -39,8 +39,7 @@ class NativeTask:
         torch.manual_seed(config.seed)
         self._gistnet = new_gistnet(self._base, config.gistnet, self._train, base_fingerprint="", seed=config.seed)
         self._unfreeze()
-        frozen = config.shape.induction and config.shape.frozen_circuit
-        self._codes = CodeSpace(self._base.model) if frozen else None
+        self._settle = hold_circuit(self._base.model)
         self._module = nn.ModuleDict({"base": self._base.model, "gistnet": self._gistnet})
         self._windows = GistWindows(config.dataset, config.windows, seed=config.seed)
 
@@ -54,10 +53,8 @@ class NativeTask:
         return build_base(config.shape, vocab_size=size, eos=eos, seed=config.seed, surprisal=surprisal(self._train, size))
 
     def _unfreeze(self) -> None:
-        """Wrapping froze the base: train it again, but for the circuit, and each part at its own pace."""
+        """Wrapping froze the base: train it again, and each part at its own pace."""
         self._base.model.requires_grad_(True)
-        if self._config.shape.induction and self._config.shape.frozen_circuit:
-            freeze_circuit(self._base.model)
         if self._config.gist_lr:
             set_lr_scale(self._gistnet.parameters(), self._config.gist_lr)
         else:
@@ -82,10 +79,6 @@ class NativeTask:
         batch = draw_batch(self._base, self._gistnet, self._train, rng, config.mix)
         gist, figures = objective(config.loss, batch, self._gistnet, rng)
         return plain + gist, {"plain": float(plain.detach()), "gist": float(gist.detach()), **figures}
-
-    def _settle(self) -> None:
-        if self._codes is not None:
-            self._codes.settle()
 
     def evaluate(self) -> dict[str, float]:
         """Recovered fractions of gists and of controls on validation windows."""

@@ -17,7 +17,6 @@ from megacontext.errors import ConfigError, ModelMismatch
 from megacontext.models import BaseLM, GistNet, GistNetConfig
 from megacontext.testing.tiny_models import byte_tokenizer, save_tiny
 from megacontext.training.config import (
-    BaseShape,
     GistConfig,
     GistNetShape,
     MixConfig,
@@ -230,7 +229,6 @@ def test_native_training_distils_a_base_s_own_reading(parts: tuple[Path, Path], 
         output=tmp_path / "run",
         steps=1,
         plain_rows=1,
-        shape=BaseShape(induction=False, frozen_circuit=False),
         gistnet=GistNetShape(heads=2, layers=1, hidden=16, pools=2),
         mix=MixConfig(rows=1, banded=1.0, blocks=6, group=(1, 2)),
         loss=LossMix(kl=0.5),

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 import torch.nn.functional as F
+from transformers import AutoModelForCausalLM
 
+from megacontext.testing.tiny_models import tiny_model
 from megacontext.training.config import BaseShape
-from megacontext.training.induction import CodeSpace, build_base
+from megacontext.training.induction import CodeSpace, build_base, circuit_pairs, hold_circuit
 
 VOCAB = 512
 SHAPE = BaseShape(width=120, layers=2, context_length=512)
@@ -93,3 +97,17 @@ def test_look_back_finds_the_token_before_at_every_distance() -> None:
     place = written[:, one_back] @ written[:, one_back].T / 0.1**2
     error = ((added - expected) @ place)[0, 1:].norm(dim=-1) / expected[0, 1:].norm(dim=-1)
     assert error.max() < 0.1
+
+
+def test_a_saved_base_tells_of_its_circuit_and_others_are_left_alone(tmp_path: Path) -> None:
+    build_base(SHAPE, vocab_size=VOCAB, eos=0).save_pretrained(tmp_path)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert circuit_pairs(loaded) == SHAPE.pairs and all(p.requires_grad for p in loaded.parameters())
+    hold_circuit(loaded)
+    assert not loaded.model.layers[0].self_attn.v_proj.weight.requires_grad
+    other = tiny_model("llama")
+    assert circuit_pairs(other) is None
+    before = other.get_input_embeddings().weight.detach().clone()
+    hold_circuit(other)()
+    assert all(p.requires_grad for p in other.parameters())
+    assert torch.equal(other.get_input_embeddings().weight, before)
