@@ -12,12 +12,13 @@ from torch import nn
 from transformers import PreTrainedTokenizerFast
 
 from megacontext.models import BaseLM
-from megacontext.training.augment import paste_repeats
+from megacontext.training.augment import augment
 from megacontext.training.config import BaseConfig
 from megacontext.training.dataset import Blocks, load_split
 from megacontext.training.gist import GistWindows, surprisal
 from megacontext.training.induction import build_base, hold_circuit
 from megacontext.training.optimizers import set_lr_scale
+from megacontext.training.recall import RecallLines
 from megacontext.training.tokenizer import save_tokenizer
 
 
@@ -27,6 +28,7 @@ class BaseTask:
     def __init__(self, config: BaseConfig) -> None:
         self._config = config
         self._tokenizer = PreTrainedTokenizerFast.from_pretrained(str(config.tokenizer))
+        self._lines = RecallLines(self._tokenizer)
         self._train: Blocks = load_split(config.dataset, "train")
         self._model = build_base(
             config.shape,
@@ -48,12 +50,13 @@ class BaseTask:
     def loss(self, step: int, rng: np.random.Generator) -> tuple[torch.Tensor, dict[str, float]]:
         """Mean NLL over ``batch`` windows of the full context length."""
         self._settle()
-        length = self._config.shape.context_length
+        config = self._config
+        length = config.shape.context_length
         rows: list[npt.NDArray[np.int64]] = []
-        while len(rows) < self._config.batch:
+        while len(rows) < config.batch:
             tokens = self._train.tokens(int(rng.integers(len(self._train))), length + 1)
             if len(tokens) == length + 1:
-                rows.append(paste_repeats(tokens, rng, probability=self._config.repeats))
+                rows.append(augment(tokens, rng, repeats=config.repeats, recall=config.recall, lines=self._lines))
         ids = torch.from_numpy(np.stack(rows)).to(self._model.device)
         logits = self._model(input_ids=ids[:, :-1], use_cache=False).logits
         return F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten()), {}

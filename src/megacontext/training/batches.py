@@ -20,12 +20,13 @@ from megacontext.core.node import BLOCK
 from megacontext.engine.substitution import Pattern, draw_pattern, encode_nodes, encode_pattern, token_logits
 from megacontext.errors import ConfigError, DatasetError
 from megacontext.models import BaseLM, GistNet
-from megacontext.training.augment import paste_repeats
+from megacontext.training.augment import augment
 from megacontext.training.band import band_logits, draw_bands, needs_far
 from megacontext.training.config import MixConfig
 from megacontext.training.curriculum import Stage
 from megacontext.training.dataset import Blocks
 from megacontext.training.losses import TopTeacher, hidden_states
+from megacontext.training.recall import RecallLines
 
 IntArray = npt.NDArray[np.int64]
 LONGEST_REPEAT = 64
@@ -104,6 +105,18 @@ def sample_rows(train: Blocks, rng: np.random.Generator, *, rows: int, blocks: i
     return np.stack(found)
 
 
+def _augmented(
+    base: BaseLM, rows: IntArray, rng: np.random.Generator, mix: MixConfig, *, longest: int = 128, earliest: int | None = None
+) -> Tensor:
+    """Rows int64 [B, T] with repeats and recall lines as the mix has them, where the base is."""
+    lines = RecallLines(base.tokenizer) if mix.recall else None
+    changed = [
+        augment(row, rng, repeats=mix.repeats, recall=mix.recall, lines=lines, longest=longest, earliest=earliest)
+        for row in rows
+    ]
+    return torch.from_numpy(np.stack(changed)).to(base.device)
+
+
 def draw_batch(
     base: BaseLM, gistnet: GistNet, train: Blocks, rng: np.random.Generator, mix: MixConfig, stage: Stage | None = None
 ) -> Batch:
@@ -146,7 +159,7 @@ def stage_pattern(stage: Stage, rng: np.random.Generator, *, tail: int, spans: i
 def banded_batch(base: BaseLM, gistnet: GistNet, train: Blocks, rng: np.random.Generator, mix: MixConfig) -> Batch:
     """Rows of ``mix.blocks`` in which every token but the first is predicted behind gists."""
     rows = sample_rows(train, rng, rows=mix.rows, blocks=mix.blocks)
-    ids = torch.from_numpy(np.stack([paste_repeats(row, rng, probability=mix.repeats) for row in rows])).to(base.device)
+    ids = _augmented(base, rows, rng, mix)
     bands = draw_bands(rng, blocks=mix.blocks, group=mix.group)
     embeds = base.embed(ids)
     with torch.set_grad_enabled(learns(gistnet)):
@@ -172,8 +185,7 @@ def pattern_batch(
     rows = sample_rows(train, rng, rows=mix.rows, blocks=pattern.tokens // BLOCK)
     # Repeated where the tokens are raw, so that the gists have something to carry that can be looked up.
     longest = min(LONGEST_REPEAT, raw_from - 1, mix.tail * BLOCK - 1)
-    rows = np.stack([paste_repeats(row, rng, probability=mix.repeats, longest=longest, earliest=raw_from) for row in rows])
-    ids = torch.from_numpy(rows).to(base.device)
+    ids = _augmented(base, rows, rng, mix, longest=longest, earliest=raw_from)
     embeds = base.embed(ids)
     pool, gists = gist_pool(pattern, embeds, gistnet)
     absolute = bool(rng.random() < mix.absolute)

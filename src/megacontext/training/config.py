@@ -117,13 +117,17 @@ class WindowsConfig(Frozen):
 
 
 class BaseConfig(RunConfig):
-    """``train base``: a small causal LM from scratch; ``embedding_lr`` as in ``NativeConfig``."""
+    """``train base``: a small causal LM from scratch; ``embedding_lr`` as in ``NativeConfig``.
+
+    ``repeats`` and ``recall``: shares of windows with pasted repeats and with recall lines (``training.augment``).
+    """
 
     dataset: Path
     tokenizer: Path
     shape: BaseShape = BaseShape()
     batch: int = 4
     repeats: float = Field(default=0.5, ge=0, le=1)
+    recall: float = Field(default=0.0, ge=0, le=1)
     embedding_lr: float = Field(default=0.33, gt=0)
     windows: WindowsConfig = WindowsConfig()
 
@@ -166,7 +170,8 @@ class MixConfig(Frozen):
     lod2: float = Field(default=0.2, ge=0, le=1)
     most_spans: int = Field(default=2, ge=1)
     all_gists: float = 0.5
-    repeats: float = 0.3
+    repeats: float = Field(default=0.3, ge=0, le=1)
+    recall: float = Field(default=0.0, ge=0, le=1)
     absolute: float = 0.25
 
 
@@ -182,7 +187,8 @@ class NativeConfig(RunConfig):
     tokenizer: Path | None = None
     shape: BaseShape = BaseShape()
     plain_rows: int = 2
-    repeats: float = 0.5
+    repeats: float = Field(default=0.5, ge=0, le=1)
+    recall: float = Field(default=0.0, ge=0, le=1)
     gist_lr: float = Field(default=0.0, ge=0)
     embedding_lr: float = Field(default=0.33, gt=0)
     gistnet: GistNetShape = GistNetShape()

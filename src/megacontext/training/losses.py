@@ -136,21 +136,6 @@ def contrastive_margin(gists: Tensor, positives: Tensor, *, margin: float = 0.2,
     return (margin - near + negatives.amax(dim=1)).clamp_min(0.0).mean()
 
 
-def far_dependence_weights(nll_full: Tensor, nll_drop: Tensor, *, most: float = 2.0, floor: float = 0.25) -> Tensor:
-    """Weights float32 of tokens by how much they need the far context; their mean is 1.
-
-    ``nll_full``, ``nll_drop`` (nats, one shape): of the same tokens with the whole context and with the compressed or
-    missing one. The gain is clipped to [0, ``most``] nats and ``floor`` is added, so that no token is ignored and
-    none weighs more than (floor + most) / floor times another. Without gradient.
-    """
-    if nll_full.shape != nll_drop.shape:
-        raise InvalidInput(f"nll_full {list(nll_full.shape)} and nll_drop {list(nll_drop.shape)} must have one shape")
-    if most < 0 or floor <= 0:
-        raise ConfigError(f"most ({most}) must not be negative and floor ({floor}) must be positive")
-    raw = floor + (nll_drop.detach() - nll_full.detach()).float().clamp(0.0, most)
-    return raw / raw.mean()
-
-
 def combine(mix: LossMix, terms: Mapping[str, Callable[[], Tensor]]) -> tuple[Tensor, dict[str, float]]:
     """The weighted sum (scalar) of the wanted ``terms``, and each of them by name; others are not called.
 

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 
 from megacontext.core.node import BLOCK
 from megacontext.models.base_lm import BaseLM
-from megacontext.training.augment import paste_repeats
+from megacontext.training.augment import augment
 from megacontext.training.batches import draw_batch, longest_window, require_whole, sample_rows
 from megacontext.training.config import NativeConfig
 from megacontext.training.dataset import Blocks, load_split
@@ -23,6 +23,7 @@ from megacontext.training.gist import GistWindows, bound_to, new_gistnet, surpri
 from megacontext.training.induction import build_base, hold_circuit
 from megacontext.training.objective import objective
 from megacontext.training.optimizers import set_lr_scale
+from megacontext.training.recall import RecallLines
 from megacontext.training.tokenizer import save_tokenizer
 
 
@@ -33,7 +34,8 @@ class NativeTask:
         self._config = config
         self._train: Blocks = load_split(config.dataset, "train")
         self._tokenizer = PreTrainedTokenizerFast.from_pretrained(str(config.init or config.tokenizer))
-        self._base = BaseLM.wrap(self._start())
+        self._lines = RecallLines(self._tokenizer)
+        self._base = BaseLM.wrap(self._start(), self._tokenizer)
         if config.loss.needs_teacher:
             require_whole(self._base, longest_window(config.mix, config.mix.far[1], level=2))
         torch.manual_seed(config.seed)
@@ -72,8 +74,8 @@ class NativeTask:
         self._settle()
         blocks = self._base.context_length // BLOCK
         plain_ids = sample_rows(self._train, rng, rows=config.plain_rows, blocks=blocks)
-        plain_ids = np.stack([paste_repeats(row, rng, probability=config.repeats) for row in plain_ids])
-        ids = torch.from_numpy(plain_ids).to(self._base.device)
+        augmented = (augment(row, rng, repeats=config.repeats, recall=config.recall, lines=self._lines) for row in plain_ids)
+        ids = torch.from_numpy(np.stack(list(augmented))).to(self._base.device)
         logits = self._base.model(input_ids=ids[:, :-1], use_cache=False).logits
         plain = nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
         batch = draw_batch(self._base, self._gistnet, self._train, rng, config.mix)

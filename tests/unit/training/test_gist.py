@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from megacontext.errors import ConfigError, ModelMismatch
 from megacontext.models import BaseLM, GistNet, GistNetConfig
 from megacontext.testing.tiny_models import byte_tokenizer, save_tiny
+from megacontext.training.batches import draw_batch
 from megacontext.training.config import (
     GistConfig,
     GistNetShape,
@@ -25,8 +26,9 @@ from megacontext.training.config import (
     WindowsConfig,
 )
 from megacontext.training.curriculum import Curriculum
+from megacontext.training.dataset import load_split
 from megacontext.training.diagnostics import gist_statistics
-from megacontext.training.gist import GistTask, GistWindows, validation_items
+from megacontext.training.gist import GistTask, GistWindows, new_gistnet, validation_items
 from megacontext.training.loop import fit
 from megacontext.training.loss_mix import LossMix
 from megacontext.training.native import NativeTask
@@ -237,3 +239,18 @@ def test_native_training_distils_a_base_s_own_reading(parts: tuple[Path, Path], 
     loss, figures = NativeTask(chosen).loss(0, np.random.default_rng(0))
     assert figures["gist"] == pytest.approx(figures["loss/nll"] + 0.5 * figures["loss/kl"], rel=1e-5)
     assert float(loss.detach()) == pytest.approx(figures["plain"] + figures["gist"], rel=1e-5) and figures["loss/kl"] > 0
+
+
+@pytest.mark.parametrize("banded", [0.0, 1.0])
+def test_recall_lines_are_told_behind_gists_and_asked_for_in_the_open(parts: tuple[Path, Path], banded: float) -> None:
+    base = BaseLM.from_pretrained(parts[0])
+    train = load_split(parts[1], "train")
+    gistnet = new_gistnet(base, GistNetShape(heads=2, layers=1, hidden=16), train, base_fingerprint="", seed=0)
+    mix = MixConfig(rows=2, banded=banded, blocks=12, group=(1, 2), far=(6, 8), tail=4, lod2=0.0, repeats=0.0, recall=1.0)
+    plain, asked = (
+        draw_batch(base, gistnet, train, np.random.default_rng(3), mix.model_copy(update={"recall": share})).ids
+        for share in (0.0, 1.0)
+    )
+    texts = [base.tokenizer.decode(row.tolist()) for row in asked]
+    assert plain.shape == asked.shape and not torch.equal(plain, asked)
+    assert all("assert " in text for text in texts)

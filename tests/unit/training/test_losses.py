@@ -16,7 +16,6 @@ from megacontext.training.losses import (
     TopTeacher,
     combine,
     contrastive_margin,
-    far_dependence_weights,
     hidden_pool_loss,
     hidden_states,
     kl_to_teacher,
@@ -148,26 +147,6 @@ def test_descending_the_margin_separates_a_gist_from_its_neighbour() -> None:
         contrastive_margin(gists, positives, margin=0.05, neighbours=beside).backward()
         optimizer.step()
     assert before < 0 < gap()
-
-
-@given(st.integers(0, 1000), st.floats(0.0, 5.0), st.floats(0.01, 2.0))
-def test_weights_rise_with_the_need_and_average_one(seed: int, most: float, floor: float) -> None:
-    full = drawn(3, 20, seed=seed).exp()
-    drop = full + 2 * drawn(3, 20, seed=seed + 1)
-    weights = far_dependence_weights(full, drop, most=most, floor=floor)
-    assert float(weights.mean()) == pytest.approx(1.0, abs=1e-5)
-    assert (weights > 0).all() and float(weights.max() / weights.min()) <= (floor + most) / floor * 1.001
-    order = (drop - full).flatten().argsort()
-    assert (weights.flatten()[order].diff() >= -1e-6).all()
-
-
-def test_tokens_that_need_no_far_context_weigh_the_same() -> None:
-    nll = drawn(2, 5).exp()
-    assert (far_dependence_weights(nll, nll - 0.3) == 1).all()
-    with pytest.raises(InvalidInput, match="one shape"):
-        far_dependence_weights(nll, nll[:1])
-    with pytest.raises(ConfigError, match="floor"):
-        far_dependence_weights(nll, nll, floor=0.0)
 
 
 def test_only_what_weighs_something_is_computed() -> None:
