@@ -32,7 +32,7 @@ async def fetch(host, port):
 
 INGEST_TOKENS = 300_000
 BUDGET = "1/4"
-ARMS = ("drop", "recency", "swapped", "gist", "random_expand", "megacontext", "full")
+ARMS = ("drop", "recency", "suffix", "swapped", "gist", "random_expand", "megacontext", "full")
 
 
 @dataclass(frozen=True, kw_only=True)
