@@ -94,11 +94,12 @@ def load_parts(model: str, *, gistnet: Path | None, lens: str | None) -> Bundle:
 
     from megacontext.engine.bundle import load_bundle
     from megacontext.errors import ModelMismatch
-    from megacontext.models import GistNet, LensNet
+    from megacontext.models import LensNet
+    from megacontext.models.encoders import load_gistnet
 
     bundle = load_bundle(model)
     if gistnet is not None:
-        found = GistNet.from_pretrained(gistnet, base_fingerprint=bundle.base.fingerprint)
+        found = load_gistnet(gistnet, base_fingerprint=bundle.base.fingerprint)
         bundle = replace(bundle, gists=found, lens=None)
     if lens == "none":
         return replace(bundle, lens=None)

@@ -107,15 +107,19 @@ def slots_of(window: WorkingContext, reader: BlockReader, open_ids: IntArray, *,
     return slots.then(open_ids, window.timeline.blocks * BLOCK, len(window))
 
 
-def embed_slots(slots: Slots, base: BaseLM, first: int = 0) -> Tensor:
-    """Input embeddings [1, n - first, d] of the slots from ``first`` on, in the base's dtype and device."""
-    token = slots.token[first:]
+def embed_slots(slots: Slots, base: BaseLM, rows: IntArray | None = None) -> Tensor:
+    """Input embeddings [1, k, d] of the slots at ``rows`` int64 [k] (None: all), in the base's dtype and device.
+
+    Gists among them must be vectors of the base's embedding space.
+    """
+    rows = np.arange(len(slots)) if rows is None else rows
+    token = slots.token[rows]
     raw = token >= 0
     embeds = torch.empty(len(token), base.width, dtype=base.dtype, device=base.device)
     embeds[torch.from_numpy(raw)] = base.embed(torch.from_numpy(token[raw])[None])[0].to(base.dtype)
     if not raw.all():
-        skipped = int((slots.token[:first] < 0).sum())
-        vectors = torch.from_numpy(slots.vectors[skipped:].astype(np.float32))
+        number = np.cumsum(slots.token < 0) - 1
+        vectors = torch.from_numpy(slots.vectors[number[rows][~raw]].astype(np.float32))
         embeds[torch.from_numpy(~raw)] = vectors.to(base.device, base.dtype)
     return embeds[None]
 

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from megacontext.errors import ModelMismatch
-from megacontext.models import BaseLM, GistEncoder, GistNet, LensNet
+from megacontext.models import BaseLM, GistEncoder, LensNet
+from megacontext.models.encoders import load_gistnet
 
 BUNDLED = "bundled"
 """The model name that stands for the checkpoint that ships with the package."""
@@ -61,7 +62,7 @@ def load_bundle(model: str | Path) -> Bundle:
     whole = (folder / "base" / "config.json").is_file()
     base = BaseLM.from_pretrained(folder / "base" if whole else name)
     gists_at, lens_at = folder / "gistnet", folder / "lensnet"
-    gists = GistNet.from_pretrained(gists_at) if whole and gists_at.is_dir() else None
+    gists = load_gistnet(gists_at) if whole and gists_at.is_dir() else None
     lens = LensNet.from_pretrained(lens_at) if whole and lens_at.is_dir() else None
     if gists is not None and gists.config.base_fingerprint != base.fingerprint:
         raise ModelMismatch(

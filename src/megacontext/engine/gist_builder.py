@@ -60,7 +60,7 @@ class GistBuilder:
 
     def __init__(self, base: BaseLM, encoder: GistEncoder) -> None:
         self._base, self._encoder = base, encoder
-        self.spec = LayerSpec(fingerprint=encoder.fingerprint, vectors=encoder.vectors, width=base.width)
+        self.spec = LayerSpec(fingerprint=encoder.fingerprint, vectors=encoder.vectors, width=encoder.width)
 
     def extend(
         self,
@@ -98,8 +98,8 @@ class GistBuilder:
         with torch.no_grad():
             for at in range(0, len(ids), PIECE_BLOCKS):
                 piece = slice(at, at + PIECE_BLOCKS)
-                embedded = self._base.embed(torch.from_numpy(tokens[piece]))
-                parts.append(self._encoder.encode_canonical(embedded, torch.from_numpy(mask[piece]), 1).numpy())
+                found = self._encoder.encode_blocks(self._base, torch.from_numpy(tokens[piece]), torch.from_numpy(mask[piece]))
+                parts.append(found.numpy())
         return np.concatenate(parts) if parts else self._empty()
 
     def rebuild(

@@ -350,7 +350,7 @@ def layer_spec(bundle: Bundle) -> Any:
 
     if bundle.gists is None:
         return None
-    return LayerSpec(fingerprint=bundle.gists.fingerprint, vectors=bundle.gists.vectors, width=bundle.base.width)
+    return LayerSpec(fingerprint=bundle.gists.fingerprint, vectors=bundle.gists.vectors, width=bundle.gists.width)
 
 
 def _lasting(model: str | Path) -> str:

@@ -82,7 +82,7 @@ class Session:
         self.config, self.policy, self.bundle = config, policy, bundle
         self._writer, self._listener, self._search = writer, listener, search or no_search
         self._builder = GistBuilder(bundle.base, bundle.gists) if bundle.gists is not None else None
-        self._cache = WindowCache(bundle.base, strategy or window_ranks(bundle.gists))
+        self._cache = WindowCache(bundle.base, bundle.gists, strategy or window_ranks(bundle.gists))
         writer.begin_document(source=source, media_type="text/x-megacontext-session", open=True)
         self._snapshot: Snapshot = writer.snapshot()
         self._open: IntArray = writer.open_ids.astype(np.int64)

@@ -26,7 +26,7 @@ from megacontext.engine.evidence import suffix_runs
 from megacontext.engine.focus import FOCUS_DEFAULTS, refocus
 from megacontext.engine.policies import FocusPolicy, FocusView
 from megacontext.engine.reader import ArrayReader
-from megacontext.evaluation.gists import blocks_of, encode_blocks, noise_like
+from megacontext.evaluation.gists import blocks_of, encode_blocks, noise_like, rarest_places
 from megacontext.evaluation.items import IntArray
 from megacontext.evaluation.scoring import Chunk
 from megacontext.models import BaseLM, GistEncoder
@@ -153,9 +153,21 @@ def with_gists(change: Callable[[Item], npt.NDArray[np.float16]]) -> Arm:
     return arm
 
 
-def noise(item: Item) -> npt.NDArray[np.float16]:
+def noise(encoder: GistEncoder) -> Callable[[Item], npt.NDArray[np.float16]]:
     """Random vectors with the norms of the true gists."""
-    return noise_like(item.reader.gists[1], int(item.ids.sum()))
+    return lambda item: noise_like(item.reader.gists[1], int(item.ids.sum()), encoder.layout)
+
+
+def rarest(counts: IntArray, each: int) -> Arm:
+    """The ``each`` rarest tokens of every far block, raw: as many slots as gists take. ``counts`` int64 [V]."""
+
+    def arm(item: Item) -> list[Chunk]:
+        raw = _slots(item, 0)
+        places = rarest_places(blocks_of(item.ids[: item.far]), counts, each)
+        kept = (np.arange(item.blocks)[:, None] * BLOCK + places).ravel()
+        return _at_once(item, raw.take(np.concatenate([kept, np.arange(item.far, len(raw))])))
+
+    return arm
 
 
 def in_front(change: Callable[[Item], npt.NDArray[np.float16]] | None, raw: int) -> Arm:

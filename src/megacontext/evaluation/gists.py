@@ -17,6 +17,8 @@ from megacontext.errors import ModelMismatch
 from megacontext.evaluation.items import IntArray, Items
 from megacontext.models import BaseLM, GistEncoder
 from megacontext.models.gist_baselines import MeanPoolGist
+from megacontext.models.kv_gistnet import KeyValueGistNet
+from megacontext.models.kv_memory import KeyValueLayout
 
 F16 = npt.NDArray[np.float16]
 PIECE = 64
@@ -65,21 +67,51 @@ def blocks_of(ids: IntArray) -> IntArray:
 
 def encode_blocks(blocks: IntArray, base: BaseLM, encoder: GistEncoder) -> F16:
     """LOD1 gists float16 [N, g, d] of ``blocks`` int64 [N, 32], as ingest makes them."""
-    with torch.no_grad():
-        embedded = base.embed(torch.from_numpy(blocks))
-    return encoder.encode_canonical(embedded, torch.ones(blocks.shape, dtype=torch.bool), 1).numpy()
+    return encoder.encode_blocks(base, torch.from_numpy(blocks), torch.ones(blocks.shape, dtype=torch.bool)).numpy()
 
 
-def noise_like(true: F16, seed: int) -> F16:
-    """Random vectors with the norms of ``true`` [..., d]."""
+def noise_like(true: F16, seed: int, layout: KeyValueLayout | None = None) -> F16:
+    """Random vectors with the norms of ``true`` [..., W]; with a ``layout``, keys and values of the norms of the true ones."""
     scale = true.astype(np.float32)
     drawn = np.random.default_rng(seed).standard_normal(true.shape).astype(np.float32)
-    drawn *= np.linalg.norm(scale, axis=-1, keepdims=True) / np.linalg.norm(drawn, axis=-1, keepdims=True)
+    if layout is None:
+        return _with_norms(drawn, scale).astype(np.float16)
+    numbers = layout.width - layout.entries
+    parts = (*true.shape[:-1], -1, layout.head_width)
+    drawn[..., :numbers] = _with_norms(drawn[..., :numbers].reshape(parts), scale[..., :numbers].reshape(parts)).reshape(
+        *true.shape[:-1], numbers
+    )
+    drawn[..., numbers:] = scale[..., numbers:]
     return drawn.astype(np.float16)
 
 
-def mean_vectors(children: Tensor, base: BaseLM, vectors: int, level: int) -> F16:
-    """The means of ``vectors`` equal parts of children float [N, S, d], at the base's scale: float16 [N, g, d]."""
+def _with_norms(drawn: npt.NDArray[np.float32], true: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    scaled: npt.NDArray[np.float32] = drawn * (
+        np.linalg.norm(true, axis=-1, keepdims=True) / np.linalg.norm(drawn, axis=-1, keepdims=True)
+    )
+    return scaled
+
+
+def mean_gists(blocks: IntArray, base: BaseLM, encoder: GistEncoder) -> F16:
+    """What averaging says of ``blocks`` int64 [N, 32]: the mean embedding of each of g equal parts, or as many mean keys and
+    values as a gist has entries. float16 [N, g, W]."""
+    ids = torch.from_numpy(blocks)
+    live = torch.ones(ids.shape, dtype=torch.bool)
+    if isinstance(encoder, KeyValueGistNet):
+        return encoder.mean_of_blocks(base, ids, live).numpy()
+    with torch.no_grad():
+        return _mean_vectors(base.embed(ids).float(), base, encoder.vectors, 1)
+
+
+def mean_of_children(children: Tensor, base: BaseLM, encoder: GistEncoder, level: int) -> F16:
+    """The means of g equal parts of children float [N, S, W]: float16 [N, g, W]."""
+    if encoder.layout is None:
+        return _mean_vectors(children, base, encoder.vectors, level)
+    parts = torch.tensor_split(children, encoder.vectors, dim=1)
+    return torch.stack([part.mean(dim=1) for part in parts], dim=1).half().numpy()
+
+
+def _mean_vectors(children: Tensor, base: BaseLM, vectors: int, level: int) -> F16:
     pool = MeanPoolGist(base.width, base.embedding_rms)
     parts = [
         pool.encode_canonical(part.cpu(), torch.ones(part.shape[:2], dtype=torch.bool), level)
@@ -88,31 +120,17 @@ def mean_vectors(children: Tensor, base: BaseLM, vectors: int, level: int) -> F1
     return torch.cat(parts, dim=1).numpy()
 
 
-def mean_gists(blocks: IntArray, base: BaseLM, vectors: int) -> F16:
-    """The mean of each block's token embeddings (of ``vectors`` equal parts of it): float16 [N, g, d]."""
-    with torch.no_grad():
-        return mean_vectors(base.embed(torch.from_numpy(blocks)).float(), base, vectors, 1)
-
-
 def token_counts(items: Items, vocab_size: int) -> IntArray:
     """How often each token occurs in the far contexts of all items, int64 [V]: what is rare where we measure."""
     return np.bincount(items.ids[:, : items.far].ravel(), minlength=vocab_size).astype(np.int64)
 
 
-def rarest_tokens(blocks: IntArray, counts: IntArray, vectors: int) -> IntArray:
-    """The ``vectors`` rarest tokens of each block, in its own order: int64 [N, g].
+def rarest_places(blocks: IntArray, counts: IntArray, vectors: int) -> IntArray:
+    """Where the ``vectors`` rarest tokens of each block stand, ascending: int64 [N, g].
 
     Among equally rare ones the higher id (byte-pair ids are in order of frequency), then the later place.
     """
-    order = np.lexsort((blocks, -counts[blocks]), axis=1)[:, -vectors:]
-    return np.take_along_axis(blocks, np.sort(order, axis=1), axis=1)
-
-
-def rarest_gists(blocks: IntArray, base: BaseLM, vectors: int, counts: IntArray) -> F16:
-    """Embeddings of the rarest tokens of each block, as the base knows them: float16 [N, g, d]."""
-    with torch.no_grad():
-        found = base.embed(torch.from_numpy(rarest_tokens(blocks, counts, vectors)))
-    return found.float().cpu().numpy().astype(np.float16)
+    return np.sort(np.lexsort((blocks, -counts[blocks]), axis=1)[:, -vectors:])
 
 
 VectorsOf = Callable[[int], F16]

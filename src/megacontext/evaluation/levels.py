@@ -21,7 +21,7 @@ from megacontext.engine.bundle import Bundle
 from megacontext.errors import ConfigError
 from megacontext.evaluation.arms import Arm, Item
 from megacontext.evaluation.bootstrap import interval
-from megacontext.evaluation.gists import GistBank, mean_vectors, noise_like
+from megacontext.evaluation.gists import GistBank, mean_of_children, noise_like
 from megacontext.evaluation.items import Items
 from megacontext.evaluation.measured import measure
 from megacontext.evaluation.report import Figures
@@ -93,14 +93,16 @@ def level_arms(bundle: Bundle, items: Items, geometry: LevelGeometry, bank: Gist
         children = item.reader.gists[lod - 1]
         count = len(children) // BLOCK
         slots = torch.from_numpy(children[: count * BLOCK].astype(np.float32)).reshape(count, -1, children.shape[-1])
-        return mean_vectors(slots, base, vectors, lod)
+        return mean_of_children(slots, base, bank.encoder, lod)
 
     chosen = {
         "drop": _arm(geometry, lod, drop=True),
         name: _arm(geometry, lod),
         f"{name}_swapped": _arm(geometry, lod, change=lambda item: bank(items.other(item.row), lod)),
         f"{name}_mean": _arm(geometry, lod, change=mean),
-        f"{name}_noise": _arm(geometry, lod, change=lambda item: noise_like(item.reader.gists[lod], item.row)),
+        f"{name}_noise": _arm(
+            geometry, lod, change=lambda item: noise_like(item.reader.gists[lod], item.row, bank.encoder.layout)
+        ),
     }
     for below in range(1, lod):
         if geometry.fits(base, vectors, below):

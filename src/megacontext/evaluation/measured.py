@@ -81,7 +81,7 @@ def measure(
     once an item. The first item of every arm is scored a second time, token by token: InvariantError where the two
     differ.
     """
-    scorer = scorer or Scorer(base=base, strategy=window_ranks(encoder))
+    scorer = scorer or Scorer(base=base, encoder=encoder, strategy=window_ranks(encoder))
     if bank is None and encoder is not None:
         bank = GistBank(items, base, encoder)
     run = _Run(items, chosen, rows or {})

@@ -14,7 +14,7 @@ from megacontext.engine.policies import Random, Recency
 from megacontext.engine.policies.lens import Lens
 from megacontext.errors import ConfigError
 from megacontext.evaluation import arms
-from megacontext.evaluation.gists import GistBank, blocks_of, mean_gists, rarest_gists, token_counts
+from megacontext.evaluation.gists import GistBank, blocks_of, mean_gists, token_counts
 from megacontext.evaluation.items import Items
 from megacontext.evaluation.measured import Measured, measure
 from megacontext.evaluation.oracle import Gains
@@ -78,9 +78,9 @@ def gist_arms(bundle: Bundle, items: Items, *, bank: GistBank | None = None) -> 
         return blocks_of(item.ids)
 
     return chosen | {
-        "mean": arms.with_gists(lambda item: mean_gists(blocks(item), base, encoder.vectors)),
-        "rarest": arms.with_gists(lambda item: rarest_gists(blocks(item), base, encoder.vectors, counts)),
-        "noise": arms.with_gists(arms.noise),
+        "mean": arms.with_gists(lambda item: mean_gists(blocks(item), base, encoder)),
+        "rarest": arms.rarest(counts, encoder.vectors),
+        "noise": arms.with_gists(arms.noise(encoder)),
         "swapped": arms.with_gists(swapped_gists(items, base, encoder, bank=bank)),
         "gist": arms.gist,
     }

@@ -12,15 +12,17 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from megacontext.engine.assemble import Slots, embed_slots, positions_of
+from megacontext.engine.assemble import Slots, positions_of
+from megacontext.engine.slot_reader import SlotReader
 from megacontext.errors import InvariantError
 from megacontext.evaluation.items import IntArray
-from megacontext.models import BaseLM
+from megacontext.models import BaseLM, GistEncoder
 from megacontext.models.positions import PositionStrategy, WindowRanks
 
 FloatArray = npt.NDArray[np.float64]
@@ -78,10 +80,15 @@ def token_forwards(chunks: Sequence[Chunk]) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class Scorer:
-    """Scores slots with a base; positions by one strategy for all arms."""
+    """Scores slots with a base; positions by one strategy for all arms. ``encoder``: whose gists they hold, if any."""
 
     base: BaseLM
+    encoder: GistEncoder | None = None
     strategy: PositionStrategy = field(default_factory=WindowRanks)
+
+    @cached_property
+    def _reader(self) -> SlotReader:
+        return SlotReader(self.base, self.encoder)
 
     def __call__(self, chunks: Sequence[Chunk]) -> list[FloatArray]:
         """NLL float64 [k] (nats) of each chunk's following tokens. What occurs twice is computed once."""
@@ -116,23 +123,20 @@ class Scorer:
     def _batches(self, unique: dict[bytes, Chunk]) -> Iterable[list[bytes]]:
         """Keys of chunks of the same shape, as many as a pass shall hold."""
         slots = CPU_SLOTS if self.base.device.type == "cpu" else GPU_SLOTS
-        shapes: dict[tuple[int, int], list[bytes]] = {}
+        shapes: dict[tuple[int, int, int], list[bytes]] = {}
         for key, chunk in unique.items():
-            shapes.setdefault((len(chunk), len(chunk.following)), []).append(key)
-        for (length, _), keys in shapes.items():
+            shapes.setdefault((len(chunk), len(chunk.following), len(chunk.context.vectors)), []).append(key)
+        for (length, _, _), keys in shapes.items():
             rows = max(1, slots // length)
             for start in range(0, len(keys), rows):
                 yield keys[start : start + rows]
 
     def _score(self, chunks: Sequence[Chunk]) -> list[FloatArray]:
-        base, device = self.base, self.base.device
-        slots = [chunk.whole for chunk in chunks]
-        places = np.stack([self._positions(each)[:-1] for each in slots])
-        targets = torch.from_numpy(np.stack([chunk.following for chunk in chunks])).to(device)
-        first = len(chunks[0].context) - 1
+        before = [chunk.context.then(chunk.following[:-1], chunk.start, -1) for chunk in chunks]
+        places = np.stack([self._positions(chunk.whole)[:-1] for chunk in chunks])
+        targets = torch.from_numpy(np.stack([chunk.following for chunk in chunks])).to(self.base.device)
         with torch.no_grad():
-            embeds = torch.cat([embed_slots(each, base)[:, :-1] for each in slots])
-            logits = base.forward(embeds, torch.from_numpy(places).to(device), logits_from=first).logits
+            logits = self._reader(before, places, last=targets.shape[1])
             nll = torch.nn.functional.cross_entropy(logits.mT, targets, reduction="none")
         return list(nll.double().cpu().numpy())
 
@@ -142,13 +146,12 @@ class Scorer:
         ``scored`` int64 [H] are the item's own tokens from position ``context`` on.
         """
         tolerance = 2e-3 if self.base.dtype in (torch.float32, torch.float64) else 0.1
-        positions = torch.from_numpy(self._positions(chunk.whole))[None].to(self.base.device)
+        positions = self._positions(chunk.whole)[None]
         for at in sorted({0, len(nll) - 1}):
             place = chunk.start + at
             before = chunk.context.then(scored[chunk.start - context : place - context], chunk.start, -1)
             with torch.no_grad():
-                embeds = embed_slots(before, self.base)
-                logits = self.base.forward(embeds, positions[:, : len(before)], logits_from=len(before) - 1).logits
+                logits = self._reader([before], positions[:, : len(before)], last=1)
             slow = -float(torch.log_softmax(logits[0, -1].double(), dim=-1)[int(scored[place - context])])
             if not abs(slow - float(nll[at])) <= tolerance:
                 raise InvariantError(

@@ -142,7 +142,7 @@ def _draw(source: Source, config: QualityConfig, *, far: int, tail: int, count: 
 
 def _main(bundle: Bundle, items: Items, bank: GistBank | None, config: QualityConfig, stage: Stage) -> dict[str, Any]:
     """Gate, arms, differences, budgets, distances and the cost of gists that are not needed: all on the same items."""
-    scorer = Scorer(base=bundle.base, strategy=window_ranks(bundle.gists))
+    scorer = Scorer(base=bundle.base, encoder=bundle.gists, strategy=window_ranks(bundle.gists))
     gains = Gains(scorer) if bank is not None and config.oracle_items else None
     top = quality.gist_arms(bundle, items, bank=bank)
     chosen = {name: arm for name, arm in top.items() if config.wants(name) or name in ("full", "drop")}

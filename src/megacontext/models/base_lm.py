@@ -26,6 +26,7 @@ from megacontext.errors import InvalidInput, ModelMismatch, UnsupportedModel
 from megacontext.models import cache as kv
 from megacontext.models import loading, masks
 from megacontext.models.fingerprints import hash_model, hash_tokenizer
+from megacontext.models.kv_memory import Memory, enable, reading
 
 REQUIRED_ARGUMENTS = ("inputs_embeds", "attention_mask", "position_ids", "past_key_values", "use_cache")
 RMS_SAMPLE = 4096
@@ -150,6 +151,13 @@ class BaseLM:
         output: Tensor = self.model.get_input_embeddings()(ids.to(self.device))
         return output
 
+    def enable_lookup(self) -> None:
+        """Let heads read key/value gists (``models.kv_memory``); what is computed without them stays the same.
+
+        UnsupportedModel for families whose attention is more than scaled dot products.
+        """
+        enable(self.model)
+
     def new_cache(self) -> kv.KeyValueCache:
         """An empty key/value cache for ``forward``."""
         return kv.new_cache()
@@ -163,14 +171,15 @@ class BaseLM:
         logits_from: int = 0,
         *,
         mask: Tensor | None = None,
+        memory: Memory | None = None,
     ) -> BaseOutput:
         """Read ``embeds`` [B, n, d] at ``positions`` int64 [B, n] after whatever ``cache`` holds;
         logits of slots ≥ ``logits_from``.
 
         ``valid`` bool [B, n] marks slots that others may see (None: all). ``mask`` bool [n, past +
         n] or [B, n, past + n] narrows further who attends to whom (True = may); causality by slot
-        and sliding windows stay. The cache is extended in place and put back as it was if the pass
-        fails. Differentiable with respect to ``embeds``. InvalidInput for shapes and positions that
+        and sliding windows stay. ``memory``: what lookup heads read beside the slots
+        (``enable_lookup`` first). The cache is extended in place and put back as it was if the pass fails. Differentiable with respect to ``embeds``. InvalidInput for shapes and positions that
         cannot be.
         """
         self._check(embeds, positions, valid, cache, logits_from)
@@ -179,7 +188,8 @@ class BaseLM:
         held = valid if cache is None else kv.extend_valid(cache, valid, batch, new, embeds.device)
         allow = masks.allowed(batch, past, new, valid=held, custom=mask, device=embeds.device)
         try:
-            logits = self._logits(embeds, positions, allow, cache, new - logits_from)
+            with reading(memory):
+                logits = self._logits(embeds, positions, allow, cache, new - logits_from)
         except BaseException:
             if cache is not None:
                 kv.truncate(cache, past)

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from megacontext.models.fingerprints import hash_net
-from megacontext.models.gistnet import check_children, rescale
+from megacontext.models.gistnet import Embedded, check_children, rescale
 
 
-class MeanPoolGist:
+class MeanPoolGist(Embedded):
     """The mean of the live children, scaled to ``output_rms`` as GistNet's output is."""
 
     vectors = 1
@@ -42,7 +42,7 @@ class MeanPoolGist:
         return rescale(total / counts[:, None], self.output_rms)[:, None].to(torch.float16)
 
 
-class RandomGist:
+class RandomGist(Embedded):
     """Gaussian vectors of the right scale, the same for the same children: carries no content, only
     the place."""
 

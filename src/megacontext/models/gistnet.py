@@ -17,7 +17,9 @@ from torch import Tensor, nn
 
 from megacontext.core.node import BLOCK
 from megacontext.errors import ConfigError, InvalidInput
+from megacontext.models.base_lm import BaseLM
 from megacontext.models.blocks import EncoderBlock, key_mask, rope_angles
+from megacontext.models.kv_memory import KeyValueLayout
 from megacontext.models.pretrained import LATER, PretrainedNet
 from megacontext.models.readouts import READOUTS
 
@@ -43,11 +45,36 @@ class GistEncoder(Protocol):
         """g, vectors per node."""
         ...
 
+    @property
+    def width(self) -> int:
+        """W, numbers of a stored vector."""
+        ...
+
+    @property
+    def layout(self) -> KeyValueLayout | None:
+        """How key/value gists are laid out; None where a vector is an input embedding of the base."""
+        ...
+
+    def encode_blocks(self, base: BaseLM, ids: Tensor, mask: Tensor) -> Tensor:
+        """int64 [N, 32] and bool [N, 32] (True = real token) to LOD1 gists float16 [N, g, W]; bits as ``encode_canonical``."""
+        ...
+
     def encode_canonical(self, children: Tensor, mask: Tensor, level: int) -> Tensor:
-        """float [N, S, d] and bool [N, S] (True = live child) to float16 [N, g, d], bit for bit
+        """float [N, S, W] and bool [N, S] (True = live child) to float16 [N, g, W], bit for bit
         independent of how blocks are grouped and ordered; ``level`` ≥ 1 is that of the result.
         Without gradient."""
         ...
+
+
+class Embedded:
+    """What encoders have in common whose gists are vectors in the base's embedding space, made from embeddings."""
+
+    layout: KeyValueLayout | None = None
+
+    def encode_blocks(self: GistEncoder, base: BaseLM, ids: Tensor, mask: Tensor) -> Tensor:
+        """See ``GistEncoder``."""
+        with torch.no_grad():
+            return self.encode_canonical(base.embed(ids), mask, 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +118,7 @@ class GistNetConfig:
         return self.hidden if self.hidden is not None else self.width
 
 
-class GistNet(PretrainedNet):
+class GistNet(Embedded, PretrainedNet):
     """A small bidirectional transformer over one block with a read-out that starts as the mean."""
 
     kind: ClassVar[str] = "megacontext-gistnet"
@@ -112,6 +139,11 @@ class GistNet(PretrainedNet):
     def vectors(self) -> int:
         """g, vectors per node."""
         return self.config.vectors
+
+    @property
+    def width(self) -> int:
+        """d."""
+        return self.config.width
 
     def encode(self, children: Tensor, mask: Tensor, level: Tensor) -> Tensor:
         """float [B, S, d], bool [B, S] (True = live child), int64 [B] (≥ 1, of the result) to gists

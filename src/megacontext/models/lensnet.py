@@ -12,7 +12,7 @@ inner width.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from megacontext.errors import ConfigError, InvalidInput
 from megacontext.models.blocks import EPS, CrossAttention, Mlp, key_mask
-from megacontext.models.pretrained import PretrainedNet
+from megacontext.models.pretrained import LATER, PretrainedNet
 from megacontext.models.readouts import zero_linear
 
 # Standardised features are cut here: one far outlier must not saturate every score.
@@ -33,7 +33,7 @@ class LensNetConfig:
     """``width`` d of the base; ``features`` F; ``hidden`` h; ``lods`` with an embedding of their
     own (higher ones share the last); ``tail`` slots told apart by their distance to the cursor.
     ``feature_names`` (none, or F of them) guard against features in another order; the fingerprints
-    name the base and the GistNet whose gists it reads."""
+    name the base and the GistNet whose gists it reads, vectors of ``gist_width`` W numbers (None: d)."""
 
     width: int
     features: int
@@ -46,6 +46,7 @@ class LensNetConfig:
     feature_names: tuple[str, ...] = ()
     base_fingerprint: str = ""
     gist_fingerprint: str = ""
+    gist_width: int | None = field(default=None, metadata=LATER)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "feature_names", tuple(self.feature_names))
@@ -95,7 +96,9 @@ class LensNet(PretrainedNet):
         self.linear = zero_linear(config.features, 1)
         self.from_features = nn.Linear(config.features, hidden)
         self.embed_norm = nn.RMSNorm(config.width, eps=EPS)
-        self.from_embeds = nn.Linear(config.width, hidden, bias=False)
+        if config.gist_width is not None:
+            self.gist_norm = nn.RMSNorm(config.gist_width, eps=EPS)
+        self.from_embeds = nn.Linear(config.gist_width or config.width, hidden, bias=False)
         self.lod = nn.Embedding(config.lods, hidden)
         self.from_tail = nn.Linear(config.width, hidden, bias=False)
         self.distance = nn.Embedding(config.tail, hidden)
@@ -135,7 +138,7 @@ class LensNet(PretrainedNet):
         can_expand: Tensor | None = None,
         can_collapse: Tensor | None = None,
     ) -> Tensor:
-        """Features float [B, n, F], embeds [B, n, d] (the entry's gist, or the mean of a raw
+        """Features float [B, n, F], embeds [B, n, W] (the entry's gist, or the mean of a raw
         block), tail [B, t, d], lod int64 [B, n] to scores [B, n]. ``valid``/``tail_valid`` bool
         mark real entries and tail slots; scores of padding are 0, as are those in a direction that
         ``can_expand``/``can_collapse`` bool [B, n] forbid (None: not masked)."""
@@ -151,7 +154,7 @@ class LensNet(PretrainedNet):
         """Scores [B, n] before tanh."""
         z = torch.where(valid[..., None], self.standardise(features), 0.0)
         embeds = torch.where(valid[..., None], embeds, 0.0).to(self.dtype)
-        x = self.from_features(z) + self.from_embeds(self.embed_norm(embeds)) + self.lod(lod.clamp(0, self.config.lods - 1))
+        x = self.from_features(z) + self.from_embeds(self._normed(embeds)) + self.lod(lod.clamp(0, self.config.lods - 1))
         memory = self._tail(torch.where(tail_valid[..., None], tail, 0.0).to(self.dtype))
         tail_mask = key_mask(tail_valid, x.dtype)
         shares = (valid / valid.sum(dim=1, keepdim=True).clamp(min=1)).to(x.dtype)[..., None]
@@ -159,6 +162,10 @@ class LensNet(PretrainedNet):
             x = block(x, memory, tail_mask, shares)
         score: Tensor = self.linear(z) + self.head(self.norm(x))
         return score[..., 0]
+
+    def _normed(self, gists: Tensor) -> Tensor:
+        normed: Tensor = (self.embed_norm if self.config.gist_width is None else self.gist_norm)(gists)
+        return normed
 
     def _tail(self, tail: Tensor) -> Tensor:
         """The tail [B, t, h], told by learned embeddings how far from the cursor each slot is."""
@@ -169,8 +176,9 @@ class LensNet(PretrainedNet):
     def _check(self, features: Tensor, embeds: Tensor, tail: Tensor) -> None:
         if features.dim() != 3 or features.shape[2] != self.config.features:
             raise InvalidInput(f"features must be [B, n, {self.config.features}], not {list(features.shape)}")
-        if embeds.shape != (*features.shape[:2], self.config.width):
-            raise InvalidInput(f"embeds must be {[*features.shape[:2], self.config.width]}, not {list(embeds.shape)}")
+        gists = [*features.shape[:2], self.config.gist_width or self.config.width]
+        if list(embeds.shape) != gists:
+            raise InvalidInput(f"embeds must be {gists}, not {list(embeds.shape)}")
         if tail.dim() != 3 or tail.shape[2] != self.config.width or tail.shape[1] == 0:
             raise InvalidInput(f"tail must be [B, t ≥ 1, {self.config.width}], not {list(tail.shape)}")
 

@@ -20,11 +20,14 @@ from megacontext.core.node import BLOCK
 from megacontext.engine.substitution import Pattern, draw_pattern, encode_nodes, encode_pattern, token_logits
 from megacontext.errors import ConfigError, DatasetError
 from megacontext.models import BaseLM, GistNet
+from megacontext.models.encoders import AnyGistNet
+from megacontext.models.kv_gistnet import KeyValueGistNet
 from megacontext.training.augment import augment
 from megacontext.training.band import band_logits, draw_bands, needs_far
 from megacontext.training.config import MixConfig
 from megacontext.training.curriculum import Stage
 from megacontext.training.dataset import Blocks
+from megacontext.training.kv_band import draw_kept, lookup_band_logits
 from megacontext.training.losses import TopTeacher, hidden_states
 from megacontext.training.recall import RecallLines
 
@@ -118,9 +121,18 @@ def _augmented(
 
 
 def draw_batch(
-    base: BaseLM, gistnet: GistNet, train: Blocks, rng: np.random.Generator, mix: MixConfig, stage: Stage | None = None
+    base: BaseLM,
+    gistnet: AnyGistNet,
+    train: Blocks,
+    rng: np.random.Generator,
+    mix: MixConfig,
+    stage: Stage | None = None,
+    *,
+    noise: float = 0.0,
 ) -> Batch:
     """One micro-batch after ``mix``; ``stage`` decides the shape of pattern windows where there is one."""
+    if isinstance(gistnet, KeyValueGistNet):
+        return lookup_batch(base, gistnet, train, rng, mix, noise)
     if rng.random() < mix.banded:
         return banded_batch(base, gistnet, train, rng, mix)
     spans = int(rng.integers(1, mix.most_spans + 1)) if rng.random() < mix.lod2 else 0
@@ -173,6 +185,28 @@ def banded_batch(base: BaseLM, gistnet: GistNet, train: Blocks, rng: np.random.G
         scored=torch.arange(1, ids.shape[1]),
         columns=torch.arange(ids.shape[1] - 1),
         forward=lambda: band_logits(base, embeds, gists, bands, stride=gistnet.config.position_stride),
+        weight=1.0 + mix.far_weight * needs_far(ids, bands) if mix.far_weight else None,
+    )
+
+
+def lookup_batch(
+    base: BaseLM, net: KeyValueGistNet, train: Blocks, rng: np.random.Generator, mix: MixConfig, noise: float
+) -> Batch:
+    """As ``banded_batch``, behind key/value gists; ``noise`` (nats) on what they keep."""
+    rows = sample_rows(train, rng, rows=mix.rows, blocks=mix.blocks)
+    ids = _augmented(base, rows, rng, mix)
+    bands = draw_bands(rng, blocks=mix.blocks, group=mix.group)
+    embeds = base.embed(ids)
+    kept = draw_kept(net, embeds, ids, bands.gisted, noise=noise, rng=rng)
+    return Batch(
+        base=base,
+        ids=ids,
+        embeds=embeds,
+        gisted=np.arange(bands.gisted),
+        gists=embeds.new_zeros(len(ids), bands.gisted, net.vectors, 0),
+        scored=torch.arange(1, ids.shape[1]),
+        columns=torch.arange(ids.shape[1] - 1),
+        forward=lambda: lookup_band_logits(base, net, embeds, kept, bands),
         weight=1.0 + mix.far_weight * needs_far(ids, bands) if mix.far_weight else None,
     )
 

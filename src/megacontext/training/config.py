@@ -151,6 +151,22 @@ class GistNetShape(Frozen):
     frozen_values: bool = True
 
 
+class LookupShape(Frozen):
+    """Key/value gists (``models.kv_gistnet``) instead of vectors in the embedding space. ``heads`` (layer, key/value head) None:
+    those of the base that look things up; ``entries`` None: as many as one raw token's keys and values pay for.
+
+    ``noise`` on the scores while a base learns to read them, in nats.
+    """
+
+    heads: tuple[tuple[int, int], ...] | None = None
+    entries: int | None = Field(default=None, ge=1)
+    vectors: int = 1
+    layers: int = 1
+    hidden: int = 64
+    attention_heads: int = 4
+    noise: float = Field(default=1.0, ge=0)
+
+
 class MixConfig(Frozen):
     """How substituted windows are drawn, in blocks and probabilities.
 
@@ -192,6 +208,7 @@ class NativeConfig(RunConfig):
     gist_lr: float = Field(default=0.0, ge=0)
     embedding_lr: float = Field(default=0.33, gt=0)
     gistnet: GistNetShape = GistNetShape()
+    lookup: LookupShape | None = None
     mix: MixConfig = MixConfig(rows=2, banded=1.0, far_weight=2.0, repeats=0.5)
     loss: LossMix = LossMix()
     windows: WindowsConfig = WindowsConfig()
@@ -208,6 +225,12 @@ class NativeConfig(RunConfig):
             raise ValueError("loss.reconstruction reads with a head for a base that is frozen: use it in train gist")
         if self.loss.contrastive and not self.gist_lr:
             raise ValueError("loss.contrastive moves the GistNet alone: give it a gist_lr")
+        return self
+
+    @model_validator(mode="after")
+    def _lookups_are_banded(self) -> Self:
+        if self.lookup is not None and (self.mix.banded < 1 or self.gist_lr):
+            raise ValueError("behind key/value gists windows are banded and the gists as they are: mix.banded 1, gist_lr 0")
         return self
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from megacontext.evaluation.gists import GistBank
 from megacontext.evaluation.items import Items, draw_items
 from megacontext.evaluation.quality import measure, report, swapped_gists
 from megacontext.models import BaseLM, GistEncoder, GistNet, GistNetConfig
+from megacontext.models.encoders import AnyGistNet
 from megacontext.models.reconstruction import ReconstructionHead
 from megacontext.training.batches import draw_batch, longest_window, require_whole, sample_rows
 from megacontext.training.config import GistConfig, GistNetShape, WindowsConfig
@@ -26,10 +28,13 @@ from megacontext.training.priming import freeze_values, prime
 from megacontext.training.replay import Replay
 from megacontext.training.runtime import device_for
 
+NetT = TypeVar("NetT", bound=AnyGistNet)
 
-def bound_to(gistnet: GistNet, base_fingerprint: str) -> GistNet:
+
+def bound_to(gistnet: NetT, base_fingerprint: str) -> NetT:
     """The same network, recorded as belonging to the base with that fingerprint."""
-    bound = GistNet(replace(gistnet.config, base_fingerprint=base_fingerprint))
+    config: Any = gistnet.config
+    bound = type(gistnet)(replace(config, base_fingerprint=base_fingerprint))
     bound.load_state_dict(gistnet.state_dict())
     return bound
 
@@ -78,7 +83,8 @@ class GistWindows:
         for name in chosen.keys() - {"full", "drop"}:
             figures[f"recovered/{name}"] = found["arms"][name]["recovered"]
             figures[f"recovered_far_copy/{name}"] = found["arms"][name]["far_copy"]["recovered"]
-        return figures | (self._looks(base, bank) if bank is not None else {})
+        # Their norms and angles say something beside those of tokens only in the space of tokens.
+        return figures | (self._looks(base, bank) if bank is not None and bank.encoder.layout is None else {})
 
     def _looks(self, base: BaseLM, bank: GistBank) -> dict[str, float]:
         """Norm, cosine and effective rank of the far blocks' gists, against the tokens of the same items."""

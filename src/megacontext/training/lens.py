@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from megacontext.core import AllocatorConfig
 from megacontext.engine.evidence import FEATURES
 from megacontext.evaluation.items import Items, draw_items
-from megacontext.models import BaseLM, GistNet, LensNet, LensNetConfig
+from megacontext.models import BaseLM, GistEncoder, LensNet, LensNetConfig
+from megacontext.models.encoders import load_gistnet
 from megacontext.training.config import LensConfig
 from megacontext.training.dataset import load_split
 from megacontext.training.labels import Labels, measure_labels
@@ -31,7 +32,7 @@ class LensTask:
     def __init__(self, config: LensConfig, *, quiet: bool = False) -> None:
         self._config = config
         self._base = BaseLM.from_pretrained(config.base, dtype=torch.float32)
-        gistnet = GistNet.from_pretrained(config.gistnet)
+        gistnet = load_gistnet(config.gistnet)
         torch.manual_seed(config.seed)
         self._train = self._labels("train", config.train_items, gistnet, quiet)
         self._validation = self._labels("validation", config.validation_items, gistnet, quiet)
@@ -42,6 +43,7 @@ class LensTask:
                 feature_names=FEATURES,
                 base_fingerprint=self._base.fingerprint,
                 gist_fingerprint=gistnet.fingerprint,
+                gist_width=None if gistnet.width == self._base.width else gistnet.width,
                 hidden=config.hidden,
             )
         )
@@ -49,7 +51,7 @@ class LensTask:
         self._start_as_ridge()
         self._best, self._best_state = -np.inf, self._copy()
 
-    def _labels(self, split: str, count: int, gistnet: GistNet, quiet: bool) -> Labels:
+    def _labels(self, split: str, count: int, gistnet: GistEncoder, quiet: bool) -> Labels:
         from megacontext.training.progress import counted
 
         config = self._config

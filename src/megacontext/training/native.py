@@ -15,12 +15,14 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 
 from megacontext.core.node import BLOCK
 from megacontext.models.base_lm import BaseLM
+from megacontext.models.encoders import AnyGistNet
 from megacontext.training.augment import augment
 from megacontext.training.batches import draw_batch, longest_window, require_whole, sample_rows
 from megacontext.training.config import NativeConfig
 from megacontext.training.dataset import Blocks, load_split
 from megacontext.training.gist import GistWindows, bound_to, new_gistnet, surprisal
 from megacontext.training.induction import build_base, hold_circuit
+from megacontext.training.kv_gist import new_lookup_net
 from megacontext.training.objective import objective
 from megacontext.training.optimizers import set_lr_scale
 from megacontext.training.recall import RecallLines
@@ -39,7 +41,7 @@ class NativeTask:
         if config.loss.needs_teacher:
             require_whole(self._base, longest_window(config.mix, config.mix.far[1], level=2))
         torch.manual_seed(config.seed)
-        self._gistnet = new_gistnet(self._base, config.gistnet, self._train, base_fingerprint="", seed=config.seed)
+        self._gistnet = self._new_gistnet()
         self._unfreeze()
         self._settle = hold_circuit(self._base.model)
         self._module = nn.ModuleDict({"base": self._base.model, "gistnet": self._gistnet})
@@ -53,6 +55,12 @@ class NativeTask:
         size = len(self._tokenizer)
         eos = int(self._tokenizer.eos_token_id)
         return build_base(config.shape, vocab_size=size, eos=eos, seed=config.seed, surprisal=surprisal(self._train, size))
+
+    def _new_gistnet(self) -> AnyGistNet:
+        config = self._config
+        if config.lookup is not None:
+            return new_lookup_net(self._base, config.lookup, self._train, base_fingerprint="", seed=config.seed)
+        return new_gistnet(self._base, config.gistnet, self._train, base_fingerprint="", seed=config.seed)
 
     def _unfreeze(self) -> None:
         """Wrapping froze the base: train it again, and each part at its own pace."""
@@ -78,7 +86,8 @@ class NativeTask:
         ids = torch.from_numpy(np.stack(list(augmented))).to(self._base.device)
         logits = self._base.model(input_ids=ids[:, :-1], use_cache=False).logits
         plain = nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
-        batch = draw_batch(self._base, self._gistnet, self._train, rng, config.mix)
+        noise = config.lookup.noise if config.lookup is not None else 0.0
+        batch = draw_batch(self._base, self._gistnet, self._train, rng, config.mix, noise=noise)
         gist, figures = objective(config.loss, batch, self._gistnet, rng)
         return plain + gist, {"plain": float(plain.detach()), "gist": float(gist.detach()), **figures}
 

@@ -19,6 +19,7 @@ from megacontext.engine.substitution import encode_nodes, span_children
 from megacontext.errors import ConfigError
 from megacontext.evaluation.reconstruction import load_head, vocabulary
 from megacontext.models import BaseLM, GistNet
+from megacontext.models.encoders import AnyGistNet
 from megacontext.models.reconstruction import ReconstructionHead
 from megacontext.training.batches import Batch, IntArray, Reading
 from megacontext.training.loss_mix import LossMix
@@ -30,7 +31,7 @@ PLACES = 16
 
 
 def objective(
-    mix: LossMix, batch: Batch, gistnet: GistNet, rng: np.random.Generator, *, head: ReconstructionHead | None = None
+    mix: LossMix, batch: Batch, gistnet: AnyGistNet, rng: np.random.Generator, *, head: ReconstructionHead | None = None
 ) -> tuple[Tensor, dict[str, float]]:
     """The weighted sum (scalar, differentiable), and each loss as ``loss/NAME``.
 
@@ -58,8 +59,10 @@ def objective(
         "nll": lambda: weighted_nll(student().logits, batch),
         "kl": kl,
         "hidden": hidden,
-        "contrastive": lambda: contrast(mix, batch, gistnet, rng),
     }
+    if isinstance(gistnet, GistNet):
+        net = gistnet
+        terms["contrastive"] = lambda: contrast(mix, batch, net, rng)
     if head is not None:
         reader = head
         terms["reconstruction"] = lambda: read_back(mix, batch, reader, rng)

@@ -64,14 +64,14 @@ class PairedSlices:
         def compute(start: int, stop: int) -> Arrays:
             row, place = np.divmod(first[start:stop], slices.ids.shape[1])
             mask = torch.from_numpy(np.arange(BLOCK) < slices.fill[row, place][:, None])
-            with torch.no_grad():
-                children = base.embed(torch.from_numpy(slices.ids[row, place].astype(np.int64)))
-            return {"gists": encoder.encode_canonical(children, mask.to(children.device), 1).cpu().numpy()}
+            return {
+                "gists": encoder.encode_blocks(base, torch.from_numpy(slices.ids[row, place].astype(np.int64)), mask).numpy()
+            }
 
         self._gists = cached_rows(
             cache / f"gists-{encoder.fingerprint[:16]}-{slices.sha256[:8]}",
             identity={"encoder": encoder.fingerprint, "base": base.fingerprint, "slices": slices.sha256},
-            fields={"gists": Field(dtype=np.float16, shape=(encoder.vectors, base.width))},
+            fields={"gists": Field(dtype=np.float16, shape=(encoder.vectors, encoder.width))},
             rows=len(self._covered),
             compute=compute,
             chunk=chunk,

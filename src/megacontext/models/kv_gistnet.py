@@ -1,0 +1,206 @@
+"""The GistNet of key/value gists: which tokens of a block keep their keys and values, and what of them rises a level.
+
+The keys and values are the base's own, from a pass over the block alone, so a gist depends on its 32 tokens only. What
+is learned is what to keep: a score for every token from how rare it and the token before it are (what an induction head
+matches is the token before, what it copies the token itself), its place, and a small bidirectional network over the block.
+Above level 1 the entries with the highest scores of all 32 children rise: a tournament, the same at every level.
+
+Shapes: N blocks, S child slots, R entries a vector, H lookup heads, c head width, g vectors a node, W numbers of a vector,
+V vocabulary, d width of the base, i inner width of the network.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from megacontext.core.node import BLOCK
+from megacontext.errors import ConfigError, InvalidInput, ModelMismatch
+from megacontext.models.base_lm import BaseLM
+from megacontext.models.blocks import EncoderBlock, key_mask, rope_angles
+from megacontext.models.gistnet import CANONICAL_ROWS
+from megacontext.models.kv_memory import KeyValueLayout, capturing
+from megacontext.models.pretrained import PretrainedNet
+from megacontext.models.readouts import zero_linear
+from megacontext.models.rotary import Rotary
+
+PREVIOUS = 0.7
+"""Weight of the previous token's rarity before training."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class KeyValueGistNetConfig:
+    """``heads`` (layer, key/value head) of the base that read gists, ``entries`` R for each in a vector, ``head_width`` c;
+    ``width`` d and ``vocab_size`` V of the base. The network that adds to the lexical score has ``layers`` (0: there is
+    none) of inner width ``hidden``. ``position_stride``: window positions that a vector takes; ``base_fingerprint`` as in GistNet."""
+
+    heads: tuple[tuple[int, int], ...]
+    entries: int
+    head_width: int
+    width: int
+    vocab_size: int
+    vectors: int = 1
+    layers: int = 1
+    hidden: int = 64
+    attention_heads: int = 4
+    position_stride: int = 1
+    base_fingerprint: str = ""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "heads", self.layout.heads)
+        if not 1 <= self.vectors <= BLOCK:
+            raise ConfigError(f"vectors must be between 1 and {BLOCK}, not {self.vectors}")
+        if min(self.width, self.vocab_size, self.position_stride) < 1 or self.layers < 0:
+            raise ConfigError("width, vocab_size and position_stride must be positive, layers not negative")
+        if self.layers and self.hidden % (2 * self.attention_heads):
+            raise ConfigError(f"hidden {self.hidden} must be a multiple of twice the attention heads ({self.attention_heads})")
+
+    @property
+    def layout(self) -> KeyValueLayout:
+        """How the numbers of a vector are laid out."""
+        return KeyValueLayout(heads=self.heads, entries=self.entries, head_width=self.head_width)
+
+
+class KeyValueGistNet(PretrainedNet):
+    """Chooses; the base computes. ``set_rarity`` has to be called once before use."""
+
+    kind: ClassVar[str] = "megacontext-kv-gistnet"
+    config_class: ClassVar[type[KeyValueGistNetConfig]] = KeyValueGistNetConfig
+
+    def __init__(self, config: KeyValueGistNetConfig) -> None:
+        super().__init__(config)
+        self.config = config
+        self.rarity: Tensor
+        self.register_buffer("rarity", torch.zeros(config.vocab_size))
+        self.weights = nn.Parameter(torch.tensor([1.0, PREVIOUS]))
+        self.place = nn.Parameter(torch.zeros(BLOCK))
+        if config.layers:
+            inner = config.hidden
+            self.enter = nn.Linear(2 * config.width, inner)
+            self.blocks = nn.ModuleList(EncoderBlock(inner, config.attention_heads, 4.0) for _ in range(config.layers))
+            self.norm = nn.RMSNorm(inner, eps=1e-6)
+            self.head = zero_linear(inner, 1)
+
+    @property
+    def vectors(self) -> int:
+        """g, vectors per node."""
+        return self.config.vectors
+
+    @property
+    def width(self) -> int:
+        """W, numbers of a vector."""
+        return self.layout.width
+
+    @property
+    def layout(self) -> KeyValueLayout:
+        """How the base reads a vector."""
+        return self.config.layout
+
+    @torch.no_grad()
+    def set_rarity(self, surprisal: Tensor) -> None:
+        """Take -log of each token's frequency, float [V] (nats)."""
+        self.rarity.copy_(surprisal)
+
+    def scores(self, embeds: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
+        """What keeping each token is worth: float [N, 32] from ``embeds`` [N, 32, d] (input embeddings) of ``ids`` int64
+        [N, 32]; ``mask`` bool marks real tokens. Differentiable."""
+        rare = self.rarity[ids]
+        before = nn.functional.pad(rare, (1, 0))[:, :-1]
+        score = self.weights[0] * rare + self.weights[1] * before + self.place
+        return score + self._learned(embeds, mask) if self.config.layers else score
+
+    def _learned(self, embeds: Tensor, mask: Tensor) -> Tensor:
+        embeds = torch.where(mask[..., None], embeds, 0.0).to(self.dtype)
+        size = embeds.square().mean().sqrt() + 1e-6
+        pair = torch.cat([embeds, nn.functional.pad(embeds, (0, 0, 1, 0))[:, :-1]], dim=-1) / size
+        states = self.enter(pair)
+        additive = key_mask(mask, states.dtype)
+        cos, sin = rope_angles(BLOCK, self.config.hidden // self.config.attention_heads, states.device)
+        for block in self.blocks:
+            states = block(states, additive, cos, sin)
+        score: Tensor = self.head(self.norm(states))[..., 0]
+        return score
+
+    @torch.no_grad()
+    def encode_blocks(self, base: BaseLM, ids: Tensor, mask: Tensor) -> Tensor:
+        """LOD1 gists float16 [N, g, W] of ``ids`` int64 [N, 32]; see ``GistEncoder``. ModelMismatch where the base has no such
+        heads, UnsupportedModel where its attention is of another kind."""
+        self._check_base(base)
+        was_training = self.training
+        self.eval()
+        out = torch.zeros(len(ids), self.vectors, self.width, dtype=torch.float16)
+        for start in range(0, len(ids), CANONICAL_ROWS):
+            rows = slice(start, min(start + CANONICAL_ROWS, len(ids)))
+            batch = torch.zeros(CANONICAL_ROWS, BLOCK, dtype=torch.int64, device=self.device)
+            live = torch.zeros(CANONICAL_ROWS, BLOCK, dtype=torch.bool, device=self.device)
+            count = rows.stop - start
+            batch[:count], live[:count] = ids[rows].to(batch), mask[rows].to(live.device)
+            out[rows] = self._encode(base, batch, live)[:count].to("cpu", torch.float16)
+        self.train(was_training)
+        return out
+
+    def _encode(self, base: BaseLM, ids: Tensor, mask: Tensor) -> Tensor:
+        keys, values, embeds = self._computed(base, ids, mask)
+        return self._keep(keys, values, self.scores(embeds, ids, mask), mask)
+
+    def _computed(self, base: BaseLM, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Keys and values [N, 32, H, c] of the lookup heads, positions taken off, and the embeddings [N, 32, d]."""
+        embeds = base.embed(torch.where(mask, ids, 0))
+        positions = torch.arange(BLOCK, device=ids.device).expand(len(ids), -1)
+        with capturing(self.layout.layers) as captured:
+            base.forward(embeds, positions, valid=mask)
+        rotary = Rotary(base.model)
+        keys = self._of_heads({at: rotary.take_off(k, positions) for at, (_, k, _) in captured.found.items()})
+        values = self._of_heads({at: v for at, (_, _, v) in captured.found.items()})
+        return keys, values, embeds
+
+    @torch.no_grad()
+    def mean_of_blocks(self, base: BaseLM, ids: Tensor, mask: Tensor) -> Tensor:
+        """A control: as many means of consecutive tokens' keys and values as a gist has entries. float16 [N, g, W]."""
+        self._check_base(base)
+        keys, values, _ = self._computed(base, ids, mask)
+        count = min(self.vectors * self.config.entries, BLOCK)
+        means = [torch.stack([p.mean(dim=1) for p in part.tensor_split(count, dim=1)], dim=1) for part in (keys, values)]
+        everything = torch.ones(len(ids), count, dtype=torch.bool, device=keys.device)
+        return self._keep(means[0], means[1], keys.new_zeros(len(ids), count), everything).to("cpu", torch.float16)
+
+    def _of_heads(self, layers: dict[int, Tensor]) -> Tensor:
+        """Keys or values [N, H, S, c] by layer to those of the lookup heads: [N, S, H, c]."""
+        return torch.stack([layers[layer][:, head] for layer, head in self.layout.heads], dim=2).float()
+
+    @torch.no_grad()
+    def encode_canonical(self, children: Tensor, mask: Tensor, level: int) -> Tensor:
+        """Gists float16 [N, g, W] of a level above 1 from children float [N, S, W]; see ``GistEncoder``."""
+        if level < 2:
+            raise InvalidInput("key/value gists of level 1 are made from tokens: use encode_blocks")
+        if children.dim() != 3 or children.shape[2] != self.width or mask.shape != children.shape[:2]:
+            raise InvalidInput(f"children must be [N, S, {self.width}] with a mask [N, S], not {list(children.shape)}")
+        keys, values, scores = self.layout.unpack(children.float())
+        there = (keys != 0).flatten(3).any(-1) & mask[..., None].to(keys.device)
+        kept = self._keep(keys.flatten(1, 2), values.flatten(1, 2), scores.flatten(1), there.flatten(1))
+        return kept.to("cpu", torch.float16)
+
+    def _keep(self, keys: Tensor, values: Tensor, scores: Tensor, mask: Tensor) -> Tensor:
+        """The g·R best of k entries, in their own order: keys and values [N, k, H, c], scores and mask [N, k] to [N, g, W]."""
+        layout, most = self.layout, min(self.vectors * self.config.entries, scores.shape[1])
+        ranked = scores.masked_fill(~mask, -torch.inf)
+        # Stable, so that equal scores do not depend on the batch.
+        best = ranked.argsort(dim=1, descending=True, stable=True)[:, :most].sort(dim=1).values
+        there = mask.gather(1, best)
+        at = best[..., None, None].expand(-1, -1, *keys.shape[2:])
+        keys, values = (part.gather(1, at) * there[..., None, None] for part in (keys, values))
+        numbers = [keys, values, scores.gather(1, best) * there]
+        missing = self.vectors * self.config.entries - most
+        if missing:
+            numbers = [torch.cat([part, part.new_zeros(len(part), missing, *part.shape[2:])], dim=1) for part in numbers]
+        keys, values, scores = (part.reshape(len(part), self.vectors, -1, *part.shape[2:]) for part in numbers)
+        return layout.pack(keys, values, scores)
+
+    def _check_base(self, base: BaseLM) -> None:
+        made_for = self.config.base_fingerprint
+        if made_for and made_for != base.fingerprint:
+            raise ModelMismatch(f"this GistNet was trained for the base {made_for[:12]}, not for {base.fingerprint[:12]}")
+        base.enable_lookup()
