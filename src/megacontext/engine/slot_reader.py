@@ -31,7 +31,7 @@ class SlotReader:
         self._entries = None
         if encoder is not None and encoder.layout is not None:
             base.enable_lookup()
-            self._entries = _Entries(base, encoder.layout)
+            self._entries = GistEntries(base, encoder.layout)
 
     def passes(self, slots: Slots) -> npt.NDArray[np.bool_]:
         """Which slots go through the base's layers: bool [n]."""
@@ -58,7 +58,7 @@ class SlotReader:
         return base.forward(embeds, places, cache=cache, logits_from=len(chosen[0]) - last, memory=memory).logits
 
 
-class _Entries:
+class GistEntries:
     """Makes what lookup heads read of the gists in a window; kept while the gists stay where they are."""
 
     def __init__(self, base: BaseLM, layout: KeyValueLayout) -> None:
@@ -72,9 +72,12 @@ class _Entries:
             return None
         vectors = [slots.vectors for slots in rows]
         places = np.stack([row[at] for row, at in zip(positions, gists, strict=True)])
-        stored = self._stored(vectors, places)
         sees = np.stack([at[None] < by[:, None] for at, by in zip(gists, reading, strict=True)])
-        allow = torch.from_numpy(np.repeat(sees, self._layout.entries, axis=2)).to(self._base.device)
+        return self.seen_by(self._stored(vectors, places), torch.from_numpy(sees))
+
+    def seen_by(self, stored: StoredMemory, sees: Tensor) -> StoredMemory:
+        """The same entries, each gist seen only where ``sees`` bool [B or 1, q, m] says so."""
+        allow = sees.to(self._base.device).repeat_interleave(self._layout.entries, dim=2)
         bias = stored.bias.masked_fill(~allow[:, None], torch.finfo(self._base.dtype).min)
         return StoredMemory(layout=self._layout, keys=stored.keys, values=stored.values, bias=bias)
 
@@ -84,12 +87,15 @@ class _Entries:
             same = len(known) == len(vectors) and all(a is b for a, b in zip(known, vectors, strict=True))
             if same and np.array_equal(at, places):
                 return memory
-        memory = self._make(torch.from_numpy(np.stack(vectors).astype(np.float32)), torch.from_numpy(places))
+        memory = self.entries_of(torch.from_numpy(np.stack(vectors).astype(np.float32)), torch.from_numpy(places))
         self._held = (vectors, places, memory)
         return memory
 
-    def _make(self, gists: Tensor, places: Tensor) -> StoredMemory:
-        """From gists [B, m, W] at positions [B, m]; the bias hides entries that are none: [B, 1, 1, m·R]."""
+    def entries_of(self, gists: Tensor, places: Tensor) -> StoredMemory:
+        """From gists [B, m, W] at positions int64 [B, m]; the bias [B, 1, 1, m·R] hides entries that are none.
+
+        Differentiable.
+        """
         layout, base = self._layout, self._base
         keys, values, _ = layout.unpack(gists.to(base.device, base.dtype))
         there = (keys != 0).flatten(3).any(-1).flatten(1)

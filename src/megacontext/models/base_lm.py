@@ -179,7 +179,8 @@ class BaseLM:
         ``valid`` bool [B, n] marks slots that others may see (None: all). ``mask`` bool [n, past +
         n] or [B, n, past + n] narrows further who attends to whom (True = may); causality by slot
         and sliding windows stay. ``memory``: what lookup heads read beside the slots
-        (``enable_lookup`` first). The cache is extended in place and put back as it was if the pass fails. Differentiable with respect to ``embeds``. InvalidInput for shapes and positions that
+        (``enable_lookup`` first). The cache is extended in place and put back as it was if the pass
+        fails. Differentiable with respect to ``embeds``. InvalidInput for shapes and positions that
         cannot be.
         """
         self._check(embeds, positions, valid, cache, logits_from)

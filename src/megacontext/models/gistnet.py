@@ -80,10 +80,9 @@ class Embedded:
 @dataclass(frozen=True, kw_only=True)
 class GistNetConfig:
     """``width`` d of the base; ``output_rms`` the base's ``embedding_rms``, to which every gist is
-    scaled; ``hidden`` h (None: d); ``pools`` of an associative read-out (None: ``heads``);
-    ``levels`` with an embedding of their own (higher ones share the last); ``position_stride``, the
-    window positions that each of its gists takes; ``base_fingerprint`` of the base it is trained
-    for."""
+    scaled; ``hidden`` h (None: d); ``levels`` with an embedding of their own (higher ones share the
+    last); ``position_stride``, the window positions that each of its gists takes;
+    ``base_fingerprint`` of the base it is trained for."""
 
     width: int
     output_rms: float
@@ -92,7 +91,6 @@ class GistNetConfig:
     hidden: int | None = None
     mlp_ratio: float = 4.0
     vectors: int = 1
-    pools: int | None = field(default=None, metadata=LATER)
     readout: str = "softmax_pool"
     levels: int = 4
     position_stride: int = field(default=1, metadata=LATER)
@@ -105,12 +103,8 @@ class GistNetConfig:
             raise ConfigError(f"inner width {self.inner} must be a multiple of twice the heads ({self.heads})")
         if not 1 <= self.vectors <= BLOCK:
             raise ConfigError(f"vectors must be between 1 and {BLOCK}, not {self.vectors}")
-        if (
-            min(self.width, self.layers, self.levels, self.pools or 1, self.position_stride) < 1
-            or self.output_rms <= 0
-            or self.mlp_ratio <= 0
-        ):
-            raise ConfigError("width, layers, levels, pools, position_stride, output_rms and mlp_ratio must be positive")
+        if min(self.width, self.layers, self.levels, self.position_stride) < 1 or self.output_rms <= 0 or self.mlp_ratio <= 0:
+            raise ConfigError("width, layers, levels, position_stride, output_rms and mlp_ratio must be positive")
 
     @property
     def inner(self) -> int:
@@ -133,7 +127,7 @@ class GistNet(Embedded, PretrainedNet):
         nn.init.zeros_(self.level.weight)
         self.blocks = nn.ModuleList(EncoderBlock(inner, config.heads, config.mlp_ratio) for _ in range(config.layers))
         self.norm = nn.RMSNorm(inner, eps=1e-6)
-        self.readout = READOUTS[config.readout](config.width, inner, config.pools or config.heads, config.vectors)
+        self.readout = READOUTS[config.readout](config.width, inner, config.heads, config.vectors)
 
     @property
     def vectors(self) -> int:
@@ -155,7 +149,7 @@ class GistNet(Embedded, PretrainedNet):
         # Not a product with the mask: what is masked may be NaN.
         children = torch.where(mask[..., None], children, 0.0).to(self.dtype)
         states = self._states(children, mask, level)
-        return rescale(self.readout(children, states, mask, level), self.config.output_rms)
+        return rescale(self.readout(children, states, mask), self.config.output_rms)
 
     def forward(self, children: Tensor, mask: Tensor, level: Tensor) -> Tensor:
         """As ``encode``."""

@@ -35,7 +35,8 @@ PREVIOUS = 0.7
 class KeyValueGistNetConfig:
     """``heads`` (layer, key/value head) of the base that read gists, ``entries`` R for each in a vector, ``head_width`` c;
     ``width`` d and ``vocab_size`` V of the base. The network that adds to the lexical score has ``layers`` (0: there is
-    none) of inner width ``hidden``. ``position_stride``: window positions that a vector takes; ``base_fingerprint`` as in GistNet."""
+    none) of inner width ``hidden``. ``position_stride``: window positions that a vector takes; ``base_fingerprint`` of the base
+    it is trained for."""
 
     heads: tuple[tuple[int, int], ...]
     entries: int
@@ -114,9 +115,8 @@ class KeyValueGistNet(PretrainedNet):
 
     def _learned(self, embeds: Tensor, mask: Tensor) -> Tensor:
         embeds = torch.where(mask[..., None], embeds, 0.0).to(self.dtype)
-        size = embeds.square().mean().sqrt() + 1e-6
-        pair = torch.cat([embeds, nn.functional.pad(embeds, (0, 0, 1, 0))[:, :-1]], dim=-1) / size
-        states = self.enter(pair)
+        embeds = nn.functional.rms_norm(embeds, embeds.shape[-1:], eps=1e-6)
+        states = self.enter(torch.cat([embeds, nn.functional.pad(embeds, (0, 0, 1, 0))[:, :-1]], dim=-1))
         additive = key_mask(mask, states.dtype)
         cos, sin = rope_angles(BLOCK, self.config.hidden // self.config.attention_heads, states.device)
         for block in self.blocks:

@@ -87,7 +87,7 @@ class Memory(Protocol):
         ...
 
     def read(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Keys and values [B, h, m, c] of the layer's lookup heads, positions put on, and the bias [B or 1, 1, q, m].
+        """Keys and values [B, h, m, c] of the layer's lookup heads, positions put on, and the bias [B or 1, 1, q or 1, m].
 
         ``keys`` and ``values`` [B, H, k, c] are those of the slots, of all heads.
         """
@@ -218,7 +218,7 @@ def _with_memory(
         return F.scaled_dot_product_attention(query[:, at], k, v, attn_mask=allow, scale=scaling)
 
     rows = max(len(bias), len(mask))
-    both = torch.cat([part.to(mask.dtype).expand(rows, -1, -1, -1) for part in (bias, mask)], dim=-1)
+    both = torch.cat([part.to(mask.dtype).expand(rows, -1, query.shape[2], -1) for part in (bias, mask)], dim=-1)
     more_keys = torch.cat([keys.to(key.dtype), key[:, lookup]], dim=2)
     more_values = torch.cat([values.to(value.dtype), value[:, lookup]], dim=2)
     parts = [(lookup, attend(lookup, more_keys, more_values, both))]

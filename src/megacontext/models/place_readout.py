@@ -36,7 +36,7 @@ class PlaceSum(ReadOut):
         self.bind = nn.Parameter(bind.flatten(2))
         self.add = nn.Parameter(torch.zeros(BLOCK, hidden, vectors * width))
 
-    def forward(self, original: Tensor, states: Tensor, mask: Tensor, level: Tensor) -> Tensor:
+    def forward(self, original: Tensor, states: Tensor, mask: Tensor) -> Tensor:
         batch, slots, width = original.shape
         per_place = -(-slots // BLOCK)
         # Not a product with the mask: what is masked may be NaN.

@@ -7,22 +7,32 @@ scores differ, edits happen.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from megacontext.engine.evidence import FEATURES
 from megacontext.models.base_lm import BaseLM
+from megacontext.models.encoders import AnyGistNet
 from megacontext.models.gistnet import GistNet, GistNetConfig
+from megacontext.models.kv_gistnet import KeyValueGistNet, KeyValueGistNetConfig
 from megacontext.models.lensnet import LensNet, LensNetConfig
 from megacontext.testing.tiny_models import save_tiny
 
 
 def save_tiny_bundle(
-    folder: str | Path, family: str = "llama", *, seed: int = 0, gistnet: bool = True, lensnet: bool = True
+    folder: str | Path,
+    family: str = "llama",
+    *,
+    seed: int = 0,
+    gistnet: bool = True,
+    lensnet: bool = True,
+    key_value: bool = False,
 ) -> Path:
     """Write ``base/``, ``gistnet/`` and ``lensnet/`` to ``folder``, as ``load_bundle`` reads them.
 
-    Without a ``gistnet`` there is no ``lensnet`` either. Leaves the global random state as it was.
+    Without a ``gistnet`` there is no ``lensnet`` either; ``key_value`` gists instead of embedded ones. Leaves the global
+    random state as it was.
     """
     target = Path(folder)
     base = BaseLM.from_pretrained(save_tiny(target / "base", family, seed=seed))
@@ -30,7 +40,7 @@ def save_tiny_bundle(
         return target
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        gists = tiny_gistnet(base)
+        gists = tiny_kv_gistnet(base) if key_value else tiny_gistnet(base)
         gists.save_pretrained(target / "gistnet")
         if lensnet:
             tiny_lensnet(base, gists).save_pretrained(target / "lensnet")
@@ -52,7 +62,28 @@ def tiny_gistnet(base: BaseLM) -> GistNet:
     )
 
 
-def tiny_lensnet(base: BaseLM, gists: GistNet) -> LensNet:
+def tiny_kv_gistnet(base: BaseLM, **changes: Any) -> KeyValueGistNet:
+    """A small network for key/value gists of ``base``, with random weights; every head of its last layer reads them."""
+    shape = base.model.config.get_text_config(decoder=True)
+    heads = getattr(shape, "num_key_value_heads", None) or shape.num_attention_heads
+    fields: dict[str, Any] = {
+        "heads": tuple((shape.num_hidden_layers - 1, head) for head in range(heads)),
+        "entries": 4,
+        "head_width": getattr(shape, "head_dim", None) or shape.hidden_size // shape.num_attention_heads,
+        "width": base.width,
+        "vocab_size": base.vocab_size,
+        "hidden": 16,
+        "attention_heads": 2,
+        "base_fingerprint": base.fingerprint,
+    }
+    net = KeyValueGistNet(KeyValueGistNetConfig(**{**fields, **changes})).eval()
+    net.set_rarity(torch.rand(base.vocab_size) * 8)
+    if net.config.layers:
+        torch.nn.init.normal_(net.head.weight)
+    return net
+
+
+def tiny_lensnet(base: BaseLM, gists: AnyGistNet) -> LensNet:
     """A small LensNet for both; its scores are random but not all zero, as those of a fresh one are."""
     lens = LensNet(
         LensNetConfig(
@@ -64,6 +95,7 @@ def tiny_lensnet(base: BaseLM, gists: GistNet) -> LensNet:
             feature_names=FEATURES,
             base_fingerprint=base.fingerprint,
             gist_fingerprint=gists.fingerprint,
+            gist_width=None if gists.layout is None else gists.width,
         )
     )
     # Features are counts, logarithms and ranks; roughly centred, their scores have both signs.

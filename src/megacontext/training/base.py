@@ -15,8 +15,8 @@ from megacontext.models import BaseLM
 from megacontext.training.augment import augment
 from megacontext.training.config import BaseConfig
 from megacontext.training.dataset import Blocks, load_split
-from megacontext.training.gist import GistWindows, surprisal
-from megacontext.training.induction import build_base, hold_circuit
+from megacontext.training.gist import GistWindows
+from megacontext.training.induction import build_base
 from megacontext.training.optimizers import set_lr_scale
 from megacontext.training.recall import RecallLines
 from megacontext.training.tokenizer import save_tokenizer
@@ -35,9 +35,7 @@ class BaseTask:
             vocab_size=len(self._tokenizer),
             eos=int(self._tokenizer.eos_token_id),
             seed=config.seed,
-            surprisal=surprisal(self._train, len(self._tokenizer)),
         )
-        self._settle = hold_circuit(self._model)
         set_lr_scale(self._model.get_input_embeddings().parameters(), config.embedding_lr)
         self._windows = GistWindows(config.dataset, config.windows, seed=config.seed)
 
@@ -49,7 +47,6 @@ class BaseTask:
 
     def loss(self, step: int, rng: np.random.Generator) -> tuple[torch.Tensor, dict[str, float]]:
         """Mean NLL over ``batch`` windows of the full context length."""
-        self._settle()
         config = self._config
         length = config.shape.context_length
         rows: list[npt.NDArray[np.int64]] = []
@@ -63,15 +60,12 @@ class BaseTask:
 
     def evaluate(self) -> dict[str, float]:
         """The gate: NLL of the horizon with the far context (full) and without it (drop)."""
-        self._settle()
-        trainable = [p for p in self._model.parameters() if p.requires_grad]
         figures = self._windows.evaluate(BaseLM.wrap(self._model, self._tokenizer), None)
-        for parameter in trainable:
-            parameter.requires_grad_(True)
+        # Wrapping froze it.
+        self._model.requires_grad_(True)
         return figures
 
     def export(self, folder: Path) -> None:
         """Write model and tokenizer so that ``AutoModelForCausalLM.from_pretrained`` loads them."""
-        self._settle()
         self._model.save_pretrained(str(folder))
         save_tokenizer(self._tokenizer, folder)

@@ -10,7 +10,7 @@ behind them; nothing else learns. Two bounds, both scored on the items' true hor
   base at all, and nothing about memory.
 
 Kuratov et al. 2025, https://arxiv.org/abs/2502.13063, measure the capacity of vectors this way. Shapes: n items, R rows of
-a batch, N far blocks, g vectors per gist, d width of the base, W raw tokens of a window, H scored tokens.
+a batch, N far blocks, g vectors per gist, W numbers of a vector, T raw tokens of a window, H scored tokens.
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ from megacontext.evaluation.report import Figures, report
 from megacontext.evaluation.suite import Source, Stage, finite
 from megacontext.models import BaseLM, GistEncoder
 from megacontext.models.gist_baselines import MeanPoolGist
-from megacontext.models.positions import PositionStrategy, WindowRanks
+from megacontext.models.positions import PositionStrategy, window_ranks
+from megacontext.training.free_gists import GistSpace, space_of
 from megacontext.training.optimizers import lr_factor
 
 SCHEMA = 1
@@ -85,7 +86,7 @@ class CapacityConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Continuations:
-    """Raw tokens behind the gists: ``ids`` int64 [R, W], of which those from place ``first`` on are scored.
+    """Raw tokens behind the gists: ``ids`` int64 [R, T], of which those from place ``first`` on are scored.
 
     R is a multiple of the items asked for, each item's rows together.
     """
@@ -126,47 +127,47 @@ def replayed(items: Items, config: CapacityConfig) -> Draw:
     return draw
 
 
-def window_nll(base: BaseLM, gists: Tensor, following: Continuations, strategy: PositionStrategy | None = None) -> Tensor:
-    """NLL (nats) float32 [R, W − first] of the scored tokens behind gists [R, N, g, d]; positions as in a window.
+def window_nll(space: GistSpace, gists: Tensor, following: Continuations, strategy: PositionStrategy, base: BaseLM) -> Tensor:
+    """NLL (nats) float32 [R, T − first] of the scored tokens behind gists [R, N, g, W]; positions as in a window.
 
     Differentiable with respect to the gists.
     """
     ids = torch.from_numpy(following.ids).to(base.device)
-    _, blocks, vectors, _ = gists.shape
-    start, stop = _spans(blocks, vectors, following.ids.shape[1])
-    places = (strategy or WindowRanks())(start, stop, base.context_length)[:-1]
-    embeds = torch.cat([gists.flatten(1, 2).to(base.dtype), base.embed(ids[:, :-1])], dim=1)
-    positions = torch.from_numpy(places).to(base.device).expand(len(ids), -1)
-    logits = base.forward(embeds, positions, logits_from=blocks * vectors + following.first - 1).logits
+    start, stop = _spans(gists.shape[1], gists.shape[2], following.ids.shape[1])
+    places = torch.from_numpy(strategy(start, stop, base.context_length)[:-1])
+    logits = space.logits(gists, ids[:, :-1], places, ids.shape[1] - following.first)
     return nn.functional.cross_entropy(logits.mT, ids[:, following.first :], reduction="none")
 
 
 def _spans(blocks: int, vectors: int, raw: int) -> tuple[IntArray, IntArray]:
-    """First and end token int64 [N·g + W] of each slot: the vectors of a block share its tokens."""
+    """First and end token int64 [N·g + T] of each slot: the vectors of a block share its tokens."""
     edges = (np.arange(blocks)[:, None] * BLOCK + np.arange(vectors + 1) * BLOCK // vectors).astype(np.int64)
     places = blocks * BLOCK + np.arange(raw, dtype=np.int64)
     return np.concatenate([edges[:, :-1].ravel(), places]), np.concatenate([edges[:, 1:].ravel(), places + 1])
 
 
-def bounded(vectors: Tensor, rms: float) -> Tensor:
-    """Vectors [..., d] of a root mean square of at most ``rms``: longer ones are scaled down, others left alone."""
-    own = vectors.square().mean(dim=-1, keepdim=True).clamp_min(1e-12).sqrt()
-    return vectors * (rms / own).clamp_max(1.0)
-
-
 def optimise(
-    base: BaseLM, start: F16, draw: Draw, config: CapacityConfig, *, progress: Callable[[], None] = lambda: None
+    base: BaseLM,
+    encoder: GistEncoder,
+    start: F16,
+    draw: Draw,
+    config: CapacityConfig,
+    *,
+    progress: Callable[[], None] = lambda: None,
 ) -> tuple[F16, list[float]]:
-    """Vectors [n, N, g, d] that lower the loss of what ``draw`` gives, as they would be stored, and the loss curve.
+    """Vectors [n, N, g, W] that lower the loss of what ``draw`` gives, as they would be stored, and the loss curve.
 
-    ``start`` float16 [n, N, g, d] is where they begin; each vector's RMS stays at most the base's ``embedding_rms``.
+    ``start`` float16 [n, N, g, W] of ``encoder`` is where they begin; they get no larger than its gists
+    (``training.free_gists``).
     The base's weights do not change, items do not influence each other. Deterministic. ``progress`` is called once
     a step of a batch.
     """
     found, curves = [], []
+    space = space_of(base, encoder, torch.from_numpy(start.astype(np.float32)).to(base.device))
+    strategy = window_ranks(encoder)
     for first in range(0, len(start), config.batch):
         rows = np.arange(first, min(first + config.batch, len(start)))
-        vectors, curve = _optimise_batch(base, start[rows], rows, draw, config, progress)
+        vectors, curve = _optimise_batch(base, space, strategy, start[rows], rows, draw, config, progress)
         found.append(vectors)
         curves.append(curve * len(rows))
     mean = np.sum(curves, axis=0) / len(start)
@@ -174,17 +175,22 @@ def optimise(
 
 
 def _optimise_batch(
-    base: BaseLM, start: F16, rows: IntArray, draw: Draw, config: CapacityConfig, progress: Callable[[], None]
+    base: BaseLM,
+    space: GistSpace,
+    strategy: PositionStrategy,
+    start: F16,
+    rows: IntArray,
+    draw: Draw,
+    config: CapacityConfig,
+    progress: Callable[[], None],
 ) -> tuple[F16, npt.NDArray[np.float64]]:
-    rms = base.embedding_rms
-    # In units of the token RMS, so that the step size means the same for every base.
-    free = nn.Parameter(torch.from_numpy(start.astype(np.float32)).to(base.device) / rms)
+    free = nn.Parameter(space.free(torch.from_numpy(start.astype(np.float32)).to(base.device)))
     optimizer = torch.optim.Adam([free], lr=config.lr, betas=(0.9, 0.95))
     losses = np.zeros(config.steps)
     for step in range(config.steps):
         following = draw(rows, step)
-        gists = bounded(free, 1.0) * rms
-        nll = window_nll(base, gists.repeat_interleave(len(following.ids) // len(rows), dim=0), following)
+        gists = space.gists(free).repeat_interleave(len(following.ids) // len(rows), dim=0)
+        nll = window_nll(space, gists, following, strategy, base)
         # A sum over items of their own means: each gets the gradient that it would get alone.
         loss = nll.mean(dim=1).view(len(rows), -1).mean(dim=1).sum()
         optimizer.zero_grad(set_to_none=True)
@@ -193,7 +199,7 @@ def _optimise_batch(
         optimizer.step()
         losses[step] = float(loss.detach()) / len(rows)
         progress()
-    final = bounded(free.detach(), 1.0) * rms
+    final = space.gists(free.detach())
     curve = np.array([part.mean() for part in np.array_split(losses, min(CURVE, config.steps))])
     return final.cpu().numpy().astype(np.float16), curve
 
@@ -215,7 +221,7 @@ def run(bundle: Bundle, source: Source, config: CapacityConfig, stage: Stage) ->
     curves: dict[str, list[float]] = {}
     for name, draw in draws.items():
         with stage(f"optimising, {name}", config.steps * -(-len(items) // config.batch)) as count:
-            vectors[name], curves[name] = optimise(base, start, draw, config, progress=count)
+            vectors[name], curves[name] = optimise(base, encoder, start, draw, config, progress=count)
     with stage("items", len(items)) as count:
         measured = measure(base, encoder, items, _arms(items, bank, vectors), progress=count, bank=bank)
     facts = {

@@ -19,6 +19,9 @@ from megacontext.training.curriculum import Curriculum
 from megacontext.training.frozen import Frozen
 from megacontext.training.loss_mix import LossMix
 
+ROTARY_SHARE = 0.25
+"""Part of each of the base's heads that carries positions."""
+
 
 class RunConfig(Frozen):
     """What every run has: where it writes, how long it goes on, how it steps, when it stops.
@@ -72,39 +75,40 @@ class TokenizerConfig(Frozen):
 class BaseShape(Frozen):
     """Size of the base model; ``width`` (a multiple of ``head_dim``) is the dial, the rest follows.
 
-    ``rotary`` dimensions of each head carry positions. ``rope_theta`` 262 makes the look-back of three rotary planes
-    unmistakable over 1,152 positions. ``induction`` writes the circuit of ``training.induction`` into the initial
-    weights; ``frozen_circuit`` keeps what looks back and what matches as it is.
+    A quarter of each head carries positions. ``induction`` writes the circuit of ``training.induction`` into the initial
+    weights, for which ``rope_theta`` must tell any two distances within ``context_length`` apart.
     """
 
-    width: int = 220
-    layers: int = 4
-    head_dim: int = 20
-    rotary: int = 6
+    width: int = Field(default=192, gt=0)
+    layers: int = Field(default=4, gt=0)
+    head_dim: int = Field(default=32, gt=0)
     context_length: int = 1152
-    rope_theta: float = 262.0
+    rope_theta: float = 1_000.0
     embedding_std: float = 0.1
     induction: bool = True
-    frozen_circuit: bool = True
 
     @model_validator(mode="after")
     def _circuit_fits(self) -> Self:
-        if self.width % self.head_dim or self.rotary % 2 or not 0 < self.rotary < self.head_dim:
-            raise ValueError("width must be a multiple of head_dim, and rotary even and below head_dim")
-        if self.induction and (self.pairs < 1 or self.layers < 2):
+        if self.width % self.head_dim or self.head_dim % 8:
+            raise ValueError("width must be a multiple of head_dim, and head_dim of 8: a quarter of it turns in pairs")
+        if self.induction and (self.width < 3 * self.content or self.layers < 2):
             raise ValueError("the induction circuit needs two layers and three heads: take a larger width or induction: false")
         return self
+
+    @property
+    def rotary(self) -> int:
+        """Dimensions of a head that carry positions."""
+        return int(self.head_dim * ROTARY_SHARE)
+
+    @property
+    def content(self) -> int:
+        """c, the dimensions of a head that positions leave alone."""
+        return self.head_dim - self.rotary
 
     @property
     def intermediate(self) -> int:
         """Width of the MLP: 8/3 of the model's, rounded up to a multiple of 64."""
         return -(-self.width * 8 // 3 // 64) * 64
-
-    @property
-    def pairs(self) -> int:
-        """p, the token pairs that one gist can hold for the circuit: codes and places have to fit beside each other."""
-        content = self.head_dim - self.rotary
-        return min(self.width // self.head_dim - 1, (self.width - 1 - content) // (self.head_dim + content))
 
 
 class WindowsConfig(Frozen):
@@ -128,32 +132,27 @@ class BaseConfig(RunConfig):
     batch: int = 4
     repeats: float = Field(default=0.5, ge=0, le=1)
     recall: float = Field(default=0.0, ge=0, le=1)
-    embedding_lr: float = Field(default=0.33, gt=0)
+    embedding_lr: float = Field(default=1.0, gt=0)
     windows: WindowsConfig = WindowsConfig()
 
 
 class GistNetShape(Frozen):
-    """Size and read-out of a GistNet; its width is the base's, ``hidden`` its own. ``pools`` of an associative read-out: None
-    for as many as the base's circuit has pairs (``heads`` where it has none). ``primed``: an associative read-out
-    starts from what the base can read (``training.priming``); ``frozen_values``: it keeps what it writes, and learns
-    only what to choose."""
+    """Size and read-out of a GistNet; its width is the base's, ``hidden`` its inner one (None: the base's).
+    ``position_stride``: the window positions that each of its gists takes."""
 
     heads: int = 6
     layers: int = 2
-    hidden: int | None = 192
+    hidden: int | None = None
     mlp_ratio: float = 2.0
     vectors: int = 1
-    pools: int | None = None
-    readout: str = "associative_pool"
+    readout: str = "softmax_pool"
     levels: int = 2
-    position_stride: int = 6
-    primed: bool = True
-    frozen_values: bool = True
+    position_stride: int = 1
 
 
 class LookupShape(Frozen):
-    """Key/value gists (``models.kv_gistnet``) instead of vectors in the embedding space. ``heads`` (layer, key/value head) None:
-    those of the base that look things up; ``entries`` None: as many as one raw token's keys and values pay for.
+    """Key/value gists (``models.kv_gistnet``) instead of vectors in the embedding space. ``heads`` (layer, key/value head)
+    None: those of the base that look things up; ``entries`` None: as many as one raw token's keys and values pay for.
 
     ``noise`` on the scores while a base learns to read them, in nats.
     """
@@ -194,8 +193,8 @@ class MixConfig(Frozen):
 class NativeConfig(RunConfig):
     """``train native``: a base together with a GistNet, from scratch (``tokenizer`` and ``shape``) or from ``init``.
 
-    ``gist_lr`` and ``embedding_lr``: shares of the learning rates that the GistNet and the embeddings get. A GistNet that stays
-    as it was primed (0) gives the base one code to learn to read; what to choose is learned after (``train gist``).
+    ``gist_lr`` and ``embedding_lr``: shares of the learning rates that the GistNet and the embeddings get. A GistNet
+    that stays as it starts (0) gives the base one code to learn to read, as key/value gists (``lookup``) are.
     """
 
     dataset: Path
@@ -206,7 +205,7 @@ class NativeConfig(RunConfig):
     repeats: float = Field(default=0.5, ge=0, le=1)
     recall: float = Field(default=0.0, ge=0, le=1)
     gist_lr: float = Field(default=0.0, ge=0)
-    embedding_lr: float = Field(default=0.33, gt=0)
+    embedding_lr: float = Field(default=1.0, gt=0)
     gistnet: GistNetShape = GistNetShape()
     lookup: LookupShape | None = None
     mix: MixConfig = MixConfig(rows=2, banded=1.0, far_weight=2.0, repeats=0.5)

@@ -18,13 +18,11 @@ from megacontext.evaluation.quality import measure, report, swapped_gists
 from megacontext.models import BaseLM, GistEncoder, GistNet, GistNetConfig
 from megacontext.models.encoders import AnyGistNet
 from megacontext.models.reconstruction import ReconstructionHead
-from megacontext.training.batches import draw_batch, longest_window, require_whole, sample_rows
+from megacontext.training.batches import draw_batch, longest_window, require_whole
 from megacontext.training.config import GistConfig, GistNetShape, WindowsConfig
 from megacontext.training.dataset import Blocks, load_split
 from megacontext.training.diagnostics import gist_statistics
-from megacontext.training.induction import circuit_pairs
 from megacontext.training.objective import frozen_head, objective
-from megacontext.training.priming import freeze_values, prime
 from megacontext.training.replay import Replay
 from megacontext.training.runtime import device_for
 
@@ -39,19 +37,12 @@ def bound_to(gistnet: NetT, base_fingerprint: str) -> NetT:
     return bound
 
 
-def new_gistnet(base: BaseLM, shape: GistNetShape, train: Blocks, *, base_fingerprint: str, seed: int) -> GistNet:
-    """A fresh GistNet for ``base``; primed on text of the training split where the shape says so."""
-    config = shape.model_dump(exclude={"primed", "frozen_values", "pools"})
-    pools = shape.pools or circuit_pairs(base.model)
-    gistnet = GistNet(
-        GistNetConfig(width=base.width, output_rms=base.embedding_rms, base_fingerprint=base_fingerprint, pools=pools, **config)
-    ).to(base.device)
-    if shape.primed:
-        rows = sample_rows(train, np.random.default_rng((seed, 0x9213E)), rows=16, blocks=16)
-        prime(gistnet, base, torch.from_numpy(rows).to(base.device), surprisal(train, base.vocab_size).to(base.device))
-    if shape.frozen_values:
-        freeze_values(gistnet)
-    return gistnet
+def new_gistnet(base: BaseLM, shape: GistNetShape, *, base_fingerprint: str) -> GistNet:
+    """A fresh GistNet for ``base``, as the random generator stands."""
+    config = GistNetConfig(
+        width=base.width, output_rms=base.embedding_rms, base_fingerprint=base_fingerprint, **shape.model_dump()
+    )
+    return GistNet(config).to(base.device)
 
 
 def surprisal(train: Blocks, vocab_size: int) -> Tensor:
@@ -127,14 +118,10 @@ class GistTask:
     def _start(self) -> tuple[GistNet, ReconstructionHead | None]:
         config, base = self._config, self._base
         if config.init is None:
-            gistnet = new_gistnet(base, config.gistnet, self._train, base_fingerprint=base.fingerprint, seed=config.seed)
-            return gistnet, None
+            return new_gistnet(base, config.gistnet, base_fingerprint=base.fingerprint), None
         found = GistNet.from_pretrained(config.init)
         head = frozen_head(config.init, base, found) if config.loss.reconstruction else None
-        gistnet = bound_to(found, base.fingerprint)
-        if config.gistnet.frozen_values:
-            freeze_values(gistnet)
-        return gistnet, head
+        return bound_to(found, base.fingerprint), head
 
     def _make_replay(self, *, quiet: bool) -> Replay | None:
         config = self._config

@@ -75,7 +75,10 @@ def draw_kept(
 
 
 def lookup_band_logits(base: BaseLM, net: KeyValueGistNet, embeds: Tensor, kept: Tensor, bands: Bands) -> Tensor:
-    """Logits [B, N·32, V] behind every raw token of ``embeds`` [B, N·32, d], as ``band_logits``; ``kept`` from ``draw_kept``."""
+    """Logits [B, N·32, V] behind every raw token of ``embeds`` [B, N·32, d], as ``band_logits``.
+
+    ``kept`` int64 [B, M, g·R] as from ``draw_kept``. Differentiable.
+    """
     base.enable_lookup()
     memory = BandMemory(net.layout, Rotary(base.model), kept, bands, vectors=net.vectors, stride=net.config.position_stride)
     positions = memory.positions.expand(len(embeds), -1)

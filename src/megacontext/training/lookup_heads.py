@@ -59,8 +59,8 @@ def find_layout(
     if heads is None:
         if float(scores.max()) < LEAST:
             raise ConfigError(
-                f"no head of this base looks things up (the best scores {float(scores.max()):.2f} of 1): key/value gists would be "
-                "read by none. Train it longer, or use gists in its embedding space"
+                f"no head of this base looks things up (the best scores {float(scores.max()):.2f} of 1), so none would read "
+                "key/value gists: train it longer, or use gists in its embedding space"
             )
         heads = tuple((int(at[0]), int(at[1])) for at in (scores >= ENOUGH * scores.max()).nonzero())
     with capturing([heads[0][0]]) as captured:

@@ -20,8 +20,8 @@ from megacontext.training.augment import augment
 from megacontext.training.batches import draw_batch, longest_window, require_whole, sample_rows
 from megacontext.training.config import NativeConfig
 from megacontext.training.dataset import Blocks, load_split
-from megacontext.training.gist import GistWindows, bound_to, new_gistnet, surprisal
-from megacontext.training.induction import build_base, hold_circuit
+from megacontext.training.gist import GistWindows, bound_to, new_gistnet
+from megacontext.training.induction import build_base
 from megacontext.training.kv_gist import new_lookup_net
 from megacontext.training.objective import objective
 from megacontext.training.optimizers import set_lr_scale
@@ -43,7 +43,6 @@ class NativeTask:
         torch.manual_seed(config.seed)
         self._gistnet = self._new_gistnet()
         self._unfreeze()
-        self._settle = hold_circuit(self._base.model)
         self._module = nn.ModuleDict({"base": self._base.model, "gistnet": self._gistnet})
         self._windows = GistWindows(config.dataset, config.windows, seed=config.seed)
 
@@ -52,15 +51,14 @@ class NativeTask:
         if config.init is not None:
             loaded: PreTrainedModel = AutoModelForCausalLM.from_pretrained(str(config.init), dtype=torch.float32)
             return loaded
-        size = len(self._tokenizer)
         eos = int(self._tokenizer.eos_token_id)
-        return build_base(config.shape, vocab_size=size, eos=eos, seed=config.seed, surprisal=surprisal(self._train, size))
+        return build_base(config.shape, vocab_size=len(self._tokenizer), eos=eos, seed=config.seed)
 
     def _new_gistnet(self) -> AnyGistNet:
         config = self._config
         if config.lookup is not None:
             return new_lookup_net(self._base, config.lookup, self._train, base_fingerprint="", seed=config.seed)
-        return new_gistnet(self._base, config.gistnet, self._train, base_fingerprint="", seed=config.seed)
+        return new_gistnet(self._base, config.gistnet, base_fingerprint="")
 
     def _unfreeze(self) -> None:
         """Wrapping froze the base: train it again, and each part at its own pace."""
@@ -79,7 +77,6 @@ class NativeTask:
     def loss(self, step: int, rng: np.random.Generator) -> tuple[torch.Tensor, dict[str, float]]:
         """Mean NLL on plain windows plus the configured losses behind gists."""
         config = self._config
-        self._settle()
         blocks = self._base.context_length // BLOCK
         plain_ids = sample_rows(self._train, rng, rows=config.plain_rows, blocks=blocks)
         augmented = (augment(row, rng, repeats=config.repeats, recall=config.recall, lines=self._lines) for row in plain_ids)
@@ -93,12 +90,10 @@ class NativeTask:
 
     def evaluate(self) -> dict[str, float]:
         """Recovered fractions of gists and of controls on validation windows."""
-        self._settle()
         return self._windows.evaluate(self._base, self._gistnet)
 
     def export(self, folder: Path) -> None:
         """Write the base (with its tokenizer) and the GistNet beside it."""
-        self._settle()
         self._base.model.save_pretrained(str(folder / "base"))
         save_tokenizer(self._tokenizer, folder / "base")
         frozen = BaseLM.from_pretrained(folder / "base", dtype=torch.float32)

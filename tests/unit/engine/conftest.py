@@ -22,6 +22,20 @@ def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def kv_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with key/value gists."""
+    return save_tiny_bundle(tmp_path_factory.mktemp("kv"), key_value=True)
+
+
+@pytest.fixture
+def kv_memory(tmp_path: Path, kv_bundle: Path) -> Memory:
+    """A memory whose gists are keys and values."""
+    memory = Memory.create(tmp_path / "kv.mc", model=kv_bundle)
+    memory.add(text=TEXT, name="functions")
+    return memory
+
+
+@pytest.fixture(scope="session")
 def loaded(tiny_bundle: Path) -> Bundle:
     """The same, loaded."""
     return load_bundle(tiny_bundle)

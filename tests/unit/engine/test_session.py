@@ -68,27 +68,31 @@ def test_what_is_decoded_is_in_the_branch_and_only_there(memory: Memory) -> None
     assert "sessions/kept" not in memory.repository.branches()
 
 
-def test_cached_logits_equal_fresh_ones_through_edits(memory: Memory) -> None:
+@pytest.mark.parametrize("kind", ["memory", "kv_memory"])
+def test_cached_logits_equal_fresh_ones_through_edits(kind: str, request: pytest.FixtureRequest) -> None:
+    memory: Memory = request.getfixturevalue(kind)
     config = SessionConfig(budget=256, recent=32, refocus_every=4)
     with memory.session(config=config, policy="random") as session:
         session.append("def f(")
         for number in range(24):
             if number % 4 == 0:
                 session.refocus(unlimited=number == 0)
-            fresh = WindowCache(memory.bundle.base, WindowRanks()).read(session._materialise())
+            fresh = WindowCache(memory.bundle.base, memory.bundle.gists, WindowRanks()).read(session._materialise())
             torch.testing.assert_close(session.logits(), fresh, atol=1e-4, rtol=1e-3)
             session.append_tokens(np.array([97 + number]))
         assert session.cache_stats.reused > session.cache_stats.forwarded
 
 
-def test_gists_reach_the_logits(memory: Memory) -> None:
+@pytest.mark.parametrize("kind", ["memory", "kv_memory"])
+def test_gists_reach_the_logits(kind: str, request: pytest.FixtureRequest) -> None:
+    memory: Memory = request.getfixturevalue(kind)
     with memory.session(budget=256) as session:
         session.append("def g(")
         true = session.logits()
         slots = session._materialise()
         noise = slots.vectors[::-1] * 2
         changed = type(slots)(**{**vars(slots), "vectors": noise})
-        other = WindowCache(memory.bundle.base, WindowRanks()).read(changed)
+        other = WindowCache(memory.bundle.base, memory.bundle.gists, WindowRanks()).read(changed)
     assert float((true - other).abs().max()) > 1e-3
 
 

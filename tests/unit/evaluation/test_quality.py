@@ -14,7 +14,7 @@ from megacontext.engine.policies import FocusView, Random
 from megacontext.errors import ConfigError, DatasetError
 from megacontext.evaluation import arms
 from megacontext.evaluation.bootstrap import group_weights, interval, weighted_mean
-from megacontext.evaluation.gists import mean_gists, rarest_tokens
+from megacontext.evaluation.gists import mean_gists, rarest_places
 from megacontext.evaluation.items import Items, draw_items
 from megacontext.evaluation.oracle import Gains
 from megacontext.evaluation.quality import (
@@ -128,16 +128,16 @@ def test_unneeded_gists_stand_in_front_of_all_raw_tokens(base: BaseLM, gistnet: 
 def test_the_rarest_tokens_of_a_block_in_its_own_order() -> None:
     blocks = np.array([[5, 5, 1, 7, 1, 1, 2, 7] * 4])
     counts = np.array([9, 9, 3, 9, 9, 4, 9, 3])
-    assert rarest_tokens(blocks, counts, 1).tolist() == [[7]]  # as rare as 2, and the higher id
-    many = rarest_tokens(np.array([[4, 6, 2, 5] + [0] * 28]), np.array([99, 0, 1, 0, 5, 3, 7]), 3)
-    assert many.tolist() == [[4, 2, 5]]
+    assert rarest_places(blocks, counts, 1).tolist() == [[31]]  # token 7: as rare as 2, and the higher id
+    many = rarest_places(np.array([[4, 6, 2, 5] + [0] * 28]), np.array([99, 0, 1, 0, 5, 3, 7]), 3)
+    assert many.tolist() == [[0, 2, 3]]
 
 
 def test_means_of_parts_are_means_of_these_tokens(base: BaseLM) -> None:
     blocks = np.arange(64).reshape(2, 32)
     with torch.no_grad():
         embedded = base.embed(torch.from_numpy(blocks)).numpy()
-    found = mean_gists(blocks, base, 2).astype(np.float64)
+    found = mean_gists(blocks, base, gistnet_with(base, 2)).astype(np.float64)
     for part in (0, 1):
         wanted = embedded[:, part * 16 : part * 16 + 16].mean(axis=1)
         cosine = (found[:, part] * wanted).sum(-1) / np.linalg.norm(found[:, part], axis=-1) / np.linalg.norm(wanted, axis=-1)

@@ -242,7 +242,7 @@ def test_fields_that_came_later_change_a_fingerprint_only_where_they_are_set() -
     """Memories and LensNets name the GistNet that they were made with."""
     torch.manual_seed(0)
     net = GistNet(GistNetConfig(width=WIDTH, output_rms=RMS))
-    spelt = GistNet(GistNetConfig(width=WIDTH, output_rms=RMS, pools=None, position_stride=1))
+    spelt = GistNet(GistNetConfig(width=WIDTH, output_rms=RMS, position_stride=1))
     spelt.load_state_dict(net.state_dict())
     apart = GistNet(GistNetConfig(width=WIDTH, output_rms=RMS, position_stride=6))
     apart.load_state_dict(net.state_dict())

@@ -104,9 +104,9 @@ def test_a_group_has_a_table_of_what_differs_and_a_curve(root: Path) -> None:
 
 
 def test_a_trainer_s_field_that_an_older_run_lacks_has_its_default_and_a_recipe_s_field_has_not(root: Path) -> None:
-    newer = {"weight_decay": 0.01, "clip": 2.0, "gistnet": {"pools": 6}}
+    newer = {"weight_decay": 0.01, "clip": 2.0, "gistnet": {"hidden": 64}}
     save(root, old=run("old", group="g", full=3.0), new=run("new", group="g", config=newer, full=2.9))
-    assert "| new | clip 2.0, gistnet.pools 6 | 300 | 2.900 |" in page(root)
+    assert "| new | clip 2.0, gistnet.hidden 64 | 300 | 2.900 |" in page(root)
     assert "| old | clip 1.0 | 300 | 3.000 |" in page(root)
 
 

@@ -21,14 +21,12 @@ VOCAB = 256
 
 @pytest.fixture(scope="module")
 def base() -> BaseLM:
-    return BaseLM.wrap(build_base(BaseShape(width=60, layers=2, context_length=512), vocab_size=VOCAB, eos=0))
+    return BaseLM.wrap(build_base(BaseShape(width=48, head_dim=16, layers=2, context_length=512), vocab_size=VOCAB, eos=0))
 
 
 def gistnet(base: BaseLM, vectors: int) -> GistNet:
     torch.manual_seed(0)
-    return GistNet(
-        GistNetConfig(width=base.width, output_rms=base.embedding_rms, heads=2, vectors=vectors, readout="associative_pool")
-    )
+    return GistNet(GistNetConfig(width=base.width, output_rms=base.embedding_rms, heads=2, vectors=vectors))
 
 
 @pytest.mark.parametrize(("vectors", "stride"), [(1, 1), (2, 6)])

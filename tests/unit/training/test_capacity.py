@@ -15,13 +15,16 @@ from megacontext.cli.main import app
 from megacontext.engine.bundle import Bundle
 from megacontext.errors import ConfigError
 from megacontext.evaluation import arms
+from megacontext.evaluation.gists import GistBank
 from megacontext.evaluation.items import Items, draw_items
 from megacontext.evaluation.measured import measure
 from megacontext.evaluation.suite import Source
-from megacontext.models import BaseLM
-from megacontext.testing.tiny_bundle import save_tiny_bundle, tiny_gistnet
+from megacontext.models import BaseLM, GistEncoder, MeanPoolGist
+from megacontext.models.positions import window_ranks
+from megacontext.testing.tiny_bundle import save_tiny_bundle, tiny_gistnet, tiny_kv_gistnet
 from megacontext.testing.tiny_models import tiny_base
-from megacontext.training.capacity import CapacityConfig, bounded, optimise, replayed, run, the_answer, window_nll
+from megacontext.training.capacity import CapacityConfig, optimise, replayed, run, the_answer, window_nll
+from megacontext.training.free_gists import bounded, space_of
 from megacontext.training.progress import counted
 
 FAR, TAIL, H = 128, 64, 32
@@ -48,14 +51,43 @@ def vectors(base: BaseLM, g: int = 1) -> np.ndarray:
     return (drawn * base.embedding_rms * 0.5).half().numpy()
 
 
+def pool(base: BaseLM) -> GistEncoder:
+    return MeanPoolGist(base.width, base.embedding_rms)
+
+
 @pytest.mark.parametrize("g", [1, 3])
 def test_a_window_is_scored_exactly_as_the_benchmark_does(base: BaseLM, items: Items, g: int) -> None:
     gists = vectors(base, g)
     found = measure(base, None, items, {"own": arms.with_gists(lambda item: gists[item.row])})
+    check_scored(base, pool(base), items, gists, found.nll["own"])
+
+
+@pytest.mark.parametrize("g", [1, 2])
+def test_so_is_one_with_key_value_gists(base: BaseLM, items: Items, g: int) -> None:
+    net = tiny_kv_gistnet(base, vectors=g)
+    bank = GistBank(items, base, net)
+    found = measure(base, net, items, {"own": arms.gist}, bank=bank)
+    gists = np.stack([bank(row)[: FAR // 32] for row in range(len(items))])
+    check_scored(base, net, items, gists, found.nll["own"])
+
+
+def check_scored(base: BaseLM, encoder: GistEncoder, items: Items, gists: np.ndarray, nll: np.ndarray) -> None:
     following = the_answer(items)(np.arange(4), 0)
     assert following.first == TAIL and following.ids.shape == (4, TAIL + H)
-    nll = window_nll(base, torch.from_numpy(gists.astype(np.float32)), following)
-    np.testing.assert_allclose(nll.numpy(), found.nll["own"], atol=1e-4)
+    made = torch.from_numpy(gists.astype(np.float32))
+    own = window_nll(space_of(base, encoder, made), made, following, window_ranks(encoder), base)
+    np.testing.assert_allclose(own.detach().numpy(), nll, atol=1e-4)
+
+
+def test_keys_and_values_that_are_optimised_stay_as_small_as_true_ones(base: BaseLM, items: Items) -> None:
+    net = tiny_kv_gistnet(base)
+    bank = GistBank(items, base, net)
+    start = np.stack([bank(row)[: FAR // 32] for row in range(len(items))])
+    found, curve = optimise(base, net, start, the_answer(items), CONFIG)
+    assert curve[-1] < curve[0] - 0.02
+    limits = [part.square().mean(-1).amax() for part in net.layout.unpack(torch.from_numpy(start).float())[:2]]
+    sizes = [part.square().mean(-1).amax() for part in net.layout.unpack(torch.from_numpy(found).float())[:2]]
+    assert all(size <= limit * 1.01 for size, limit in zip(sizes, limits, strict=True))
 
 
 def test_the_fair_bound_never_sees_the_horizon(items: Items) -> None:
@@ -95,7 +127,7 @@ def test_optimising_lowers_the_loss_within_the_bound_and_leaves_the_base_alone(b
     before = base.fingerprint, {name: value.clone() for name, value in base.model.named_parameters()}
     start = vectors(base)
     counted_steps = []
-    found, curve = optimise(base, start, the_answer(items), CONFIG, progress=lambda: counted_steps.append(1))
+    found, curve = optimise(base, pool(base), start, the_answer(items), CONFIG, progress=lambda: counted_steps.append(1))
     assert len(counted_steps) == CONFIG.steps and len(curve) == 10
     assert curve[-1] < curve[0] - 0.05
     after = measure(
@@ -109,20 +141,21 @@ def test_optimising_lowers_the_loss_within_the_bound_and_leaves_the_base_alone(b
 
 def test_items_do_not_influence_each_other_and_a_run_repeats(base: BaseLM, items: Items) -> None:
     draw, start = replayed(items, CONFIG), vectors(base)
-    one, _ = optimise(base, start, draw, CONFIG)
-    two, _ = optimise(base, start, draw, CONFIG)
+    one, _ = optimise(base, pool(base), start, draw, CONFIG)
+    two, _ = optimise(base, pool(base), start, draw, CONFIG)
     np.testing.assert_array_equal(one, two)
-    apart, _ = optimise(base, start, draw, replace(CONFIG, batch=1))
+    apart, _ = optimise(base, pool(base), start, draw, replace(CONFIG, batch=1))
     np.testing.assert_allclose(apart.astype(np.float32), one.astype(np.float32), atol=0.02 * base.embedding_rms)
 
 
-@pytest.mark.parametrize("with_gistnet", [True, False])
-def test_the_result_has_both_bounds_beside_the_references(base: BaseLM, with_gistnet: bool) -> None:
+@pytest.mark.parametrize("kind", ["embedded", "key/value", "none"])
+def test_the_result_has_both_bounds_beside_the_references(base: BaseLM, kind: str) -> None:
     torch.manual_seed(0)
-    bundle = Bundle(name="tiny", base=base, gists=tiny_gistnet(base) if with_gistnet else None)
+    encoders = {"embedded": tiny_gistnet(base), "key/value": tiny_kv_gistnet(base)}
+    bundle = Bundle(name="tiny", base=base, gists=encoders.get(kind))
     source = Source(histories=histories(), closed_by=None, name="random")
     result = run(bundle, source, CONFIG, lambda name, total: counted(name, total, quiet=True))
-    assert result["kind"] == "capacity" and ("gistnet" in result["config"]) == with_gistnet
+    assert result["kind"] == "capacity" and ("gistnet" in result["config"]) == (kind != "none")
     names = {"full", "drop", "gist", "swapped", "replayed", "replayed_swapped", "answer_seeing"}
     assert set(result["arms"]) == names
     slots = {name: result["arms"][name]["slots"] for name in names}

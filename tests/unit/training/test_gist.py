@@ -55,7 +55,7 @@ def config(parts: tuple[Path, Path], output: Path, **changes: object) -> GistCon
         "steps": 4,
         "warmup": 1,
         "evaluate_every": 1,
-        "gistnet": GistNetShape(heads=2, layers=1, hidden=16, pools=2),
+        "gistnet": GistNetShape(heads=2, layers=1, hidden=16),
         "mix": MixConfig(rows=2, far=(2, 4), tail=4, lod2=0.5, most_spans=1),
         "windows": WINDOWS,
     }
@@ -66,25 +66,18 @@ def save_gistnet(base: Path, folder: Path, *, trained_for: str = "another") -> P
     """A GistNet as the training for some base would have left it."""
     loaded = BaseLM.from_pretrained(base)
     torch.manual_seed(5)
-    shape = GistNetShape(heads=2, layers=1, hidden=16, pools=2).model_dump(exclude={"primed", "frozen_values"})
+    shape = GistNetShape(heads=2, layers=1, hidden=16).model_dump()
     GistNet(
         GistNetConfig(width=loaded.width, output_rms=loaded.embedding_rms, base_fingerprint=trained_for, **shape)
     ).save_pretrained(folder)
     return folder
 
 
-@pytest.mark.parametrize("frozen", [True, False])
-def test_a_gistnet_to_go_on_from_keeps_what_it_writes_where_that_is_frozen(
-    parts: tuple[Path, Path], tmp_path: Path, frozen: bool
-) -> None:
+def test_a_gistnet_to_go_on_from_is_trained_and_bound_to_the_base(parts: tuple[Path, Path], tmp_path: Path) -> None:
     init = save_gistnet(parts[0], tmp_path / "init")
-    shape = GistNetShape(frozen_values=frozen)
-    chosen = config(parts, tmp_path / "run", init=init, gistnet=shape)
+    chosen = config(parts, tmp_path / "run", init=init)
     fit(GistTask(chosen), chosen, quiet=True)
     before, after = GistNet.from_pretrained(init), GistNet.from_pretrained(tmp_path / "run" / "model")
-    for name in ("value", "before", "before_that"):
-        was, became = (net.readout.get_parameter(f"{name}.weight") for net in (before, after))
-        assert torch.equal(was, became) == frozen, name
     score = "readout.score.weight"
     assert not torch.equal(before.get_parameter(score), after.get_parameter(score))
     assert after.config.base_fingerprint == BaseLM.from_pretrained(parts[0]).fingerprint
@@ -231,7 +224,7 @@ def test_native_training_distils_a_base_s_own_reading(parts: tuple[Path, Path], 
         output=tmp_path / "run",
         steps=1,
         plain_rows=1,
-        gistnet=GistNetShape(heads=2, layers=1, hidden=16, pools=2),
+        gistnet=GistNetShape(heads=2, layers=1, hidden=16),
         mix=MixConfig(rows=1, banded=1.0, blocks=6, group=(1, 2)),
         loss=LossMix(kl=0.5),
         windows=WINDOWS,
@@ -245,7 +238,7 @@ def test_native_training_distils_a_base_s_own_reading(parts: tuple[Path, Path], 
 def test_recall_lines_are_told_behind_gists_and_asked_for_in_the_open(parts: tuple[Path, Path], banded: float) -> None:
     base = BaseLM.from_pretrained(parts[0])
     train = load_split(parts[1], "train")
-    gistnet = new_gistnet(base, GistNetShape(heads=2, layers=1, hidden=16), train, base_fingerprint="", seed=0)
+    gistnet = new_gistnet(base, GistNetShape(heads=2, layers=1, hidden=16), base_fingerprint="")
     mix = MixConfig(rows=2, banded=banded, blocks=12, group=(1, 2), far=(6, 8), tail=4, lod2=0.0, repeats=0.0, recall=1.0)
     plain, asked = (
         draw_batch(base, gistnet, train, np.random.default_rng(3), mix.model_copy(update={"recall": share})).ids

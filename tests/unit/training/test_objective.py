@@ -48,7 +48,7 @@ def base() -> BaseLM:
 def gistnet(base: BaseLM) -> Iterator[GistNet]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        net = GistNet(GistNetConfig(width=base.width, output_rms=base.embedding_rms, heads=2, layers=1, pools=2))
+        net = GistNet(GistNetConfig(width=base.width, output_rms=base.embedding_rms, heads=2, layers=1))
         for parameter in net.parameters():
             torch.nn.init.normal_(parameter, std=0.2)
         yield net

@@ -1,0 +1,123 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from megacontext.errors import ConfigError, InvalidInput, ModelMismatch
+from megacontext.models.encoders import load_gistnet
+from megacontext.models.gistnet import GistEncoder, GistNet
+from megacontext.models.kv_gistnet import KeyValueGistNet
+from megacontext.testing.tiny_bundle import tiny_gistnet, tiny_kv_gistnet
+from megacontext.testing.tiny_models import tiny_base
+
+BASE = tiny_base("llama")
+torch.manual_seed(0)
+NET = tiny_kv_gistnet(BASE)
+TWO = tiny_kv_gistnet(BASE, vectors=2)
+
+
+def blocks_of(seed: int, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(0, 250, (count, 32), generator=generator)
+    fill = torch.randint(1, 33, (count, 1), generator=generator)
+    return ids, torch.arange(32)[None] < fill
+
+
+def test_it_is_a_gist_encoder() -> None:
+    assert isinstance(NET, GistEncoder)
+    assert NET.width == 4 * (2 * 2 * 8 + 1)
+
+
+@settings(max_examples=15, deadline=None)
+@given(seed=st.integers(0, 1000), count=st.integers(1, 9), cut=st.integers(1, 8), net=st.sampled_from([NET, TWO]))
+def test_bits_do_not_depend_on_how_blocks_are_grouped(seed: int, count: int, cut: int, net: KeyValueGistNet) -> None:
+    ids, mask = blocks_of(seed, count)
+    together = net.encode_blocks(BASE, ids, mask)
+    apart = torch.cat([net.encode_blocks(BASE, ids[at : at + cut], mask[at : at + cut]) for at in range(0, count, cut)])
+    assert torch.equal(together, apart)
+    turned = net.encode_blocks(BASE, ids.roll(1, 0), mask.roll(1, 0)).roll(-1, 0)
+    assert torch.equal(together, turned)
+
+
+@settings(max_examples=15, deadline=None)
+@given(seed=st.integers(0, 1000), filling=st.integers(0, 249))
+def test_filling_is_never_kept(seed: int, filling: int) -> None:
+    ids, mask = blocks_of(seed, 5)
+    other = torch.where(mask, ids, filling)
+    gists = NET.encode_blocks(BASE, ids, mask)
+    assert torch.equal(gists, NET.encode_blocks(BASE, other, mask))
+    keys, values, scores = NET.layout.unpack(gists)
+    there = (keys != 0).flatten(3).any(-1).flatten(1).sum(1)
+    assert torch.equal(there, mask.sum(1).clamp(max=NET.config.entries))
+    assert not scores.flatten(1)[~(keys != 0).flatten(3).any(-1).flatten(1)].any()
+    assert not values.flatten(1, 2)[~(keys != 0).flatten(3).any(-1).flatten(1)].any()
+
+
+def test_kept_are_the_tokens_with_the_highest_scores_in_their_own_order() -> None:
+    ids, mask = blocks_of(3, 4)
+    with torch.no_grad():
+        scores = NET.scores(BASE.embed(ids), ids, mask).masked_fill(~mask, -torch.inf)
+    for row in range(4):
+        best = sorted(range(32), key=lambda at: -float(scores[row, at]))[: min(4, int(mask[row].sum()))]
+        stored = NET.layout.unpack(NET.encode_blocks(BASE, ids, mask)[row])[2][0]
+        torch.testing.assert_close(stored[: len(best)].float(), scores[row, sorted(best)], atol=2e-2, rtol=2e-3)
+
+
+@settings(max_examples=10, deadline=None)
+@given(seed=st.integers(0, 1000), net=st.sampled_from([NET, TWO]), dead=st.integers(0, 31))
+def test_what_rises_a_level_is_the_best_of_all_children(seed: int, net: KeyValueGistNet, dead: int) -> None:
+    ids, mask = blocks_of(seed, 32)
+    children = net.encode_blocks(BASE, ids, mask)
+    live = torch.ones(32, dtype=torch.bool)
+    live[dead] = False
+    slots = children.reshape(1, 32 * net.vectors, net.width).float()
+    parent = net.encode_canonical(slots, live.repeat_interleave(net.vectors)[None], 2)
+    _, _, scores = net.layout.unpack(children[live].float())
+    keys = net.layout.unpack(children[live].float())[0]
+    there = (keys != 0).flatten(3).any(-1)
+    wanted = scores[there].sort(descending=True).values[: net.vectors * net.config.entries]
+    found = net.layout.unpack(parent[0].float())[2].flatten().sort(descending=True).values
+    assert torch.equal(wanted, found[: len(wanted)])
+
+
+def test_a_level_of_nothing_is_zero() -> None:
+    nothing = NET.encode_canonical(torch.zeros(2, 32, NET.width), torch.zeros(2, 32, dtype=torch.bool), 2)
+    assert not nothing.any()
+
+
+def test_wrong_input_is_an_error() -> None:
+    with pytest.raises(InvalidInput, match="encode_blocks"):
+        NET.encode_canonical(torch.zeros(1, 32, NET.width), torch.ones(1, 32, dtype=torch.bool), 1)
+    with pytest.raises(InvalidInput, match="children"):
+        NET.encode_canonical(torch.zeros(1, 32, 7), torch.ones(1, 32, dtype=torch.bool), 2)
+    with pytest.raises(ModelMismatch, match="trained for the base"):
+        NET.encode_blocks(tiny_base("llama", seed=5), *blocks_of(0, 1))
+    with pytest.raises(ConfigError, match="vectors"):
+        tiny_kv_gistnet(BASE, vectors=33)
+    with pytest.raises(ConfigError, match="attention heads"):
+        tiny_kv_gistnet(BASE, hidden=15)
+
+
+def test_saved_and_loaded_it_is_the_same_and_told_apart(tmp_path: Path) -> None:
+    NET.save_pretrained(tmp_path / "kv")
+    loaded = load_gistnet(tmp_path / "kv", base_fingerprint=BASE.fingerprint)
+    assert isinstance(loaded, KeyValueGistNet)
+    assert loaded.fingerprint == NET.fingerprint
+    assert loaded.config == NET.config
+    tiny_gistnet(BASE).save_pretrained(tmp_path / "embedded")
+    assert isinstance(load_gistnet(tmp_path / "embedded"), GistNet)
+    with pytest.raises(ModelMismatch, match="type 'megacontext-kv-gistnet'"):
+        GistNet.from_pretrained(tmp_path / "kv")
+
+
+def test_means_of_a_block_are_as_many_as_its_entries() -> None:
+    ids = torch.arange(32)[None]
+    mask = torch.ones(1, 32, dtype=torch.bool)
+    every = tiny_kv_gistnet(BASE, entries=32, layers=0).encode_blocks(BASE, ids, mask)
+    keys = tiny_kv_gistnet(BASE, entries=32).layout.unpack(every.float())[0][0, 0]
+    means = NET.layout.unpack(NET.mean_of_blocks(BASE, ids, mask).float())[0][0, 0]
+    torch.testing.assert_close(means, keys.view(4, 8, *keys.shape[1:]).mean(dim=1), atol=2e-2, rtol=2e-2)
