@@ -1,8 +1,9 @@
 """The GistNet of key/value gists: which tokens of a block keep their keys and values, and what of them rises a level.
 
 The keys and values are the base's own, from a pass over the block alone, so a gist depends on its 32 tokens only. What
-is learned is what to keep: a score for every token from how rare it and the token before it are (what an induction head
-matches is the token before, what it copies the token itself), its place, and a small bidirectional network over the block.
+is chosen is what to keep: a score for every token from how rare it and the token before it are (what an induction head
+matches is the token before, what it copies the token itself) and its place, to which a small bidirectional network over
+the block may add.
 Above level 1 the entries with the highest scores of all 32 children rise: a tournament, the same at every level.
 
 Shapes: N blocks, S child slots, R entries a vector, H lookup heads, c head width, g vectors a node, W numbers of a vector,
@@ -27,8 +28,12 @@ from megacontext.models.pretrained import PretrainedNet
 from megacontext.models.readouts import zero_linear
 from megacontext.models.rotary import Rotary
 
-PREVIOUS = 0.7
-"""Weight of the previous token's rarity before training."""
+WEIGHTS = (1.0, 0.7, 0.05)
+"""Before training: of the token's rarity and of the previous token's, both cut at ``CAP``, and of the token's uncut one."""
+CAP = 7.0
+"""Nats from which on rarer is no better: one very rare half does not make up for a common one."""
+REPEATED = 1e4
+"""What a pair loses that stood in the same block before: once is enough."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +49,7 @@ class KeyValueGistNetConfig:
     width: int
     vocab_size: int
     vectors: int = 1
-    layers: int = 1
+    layers: int = 0
     hidden: int = 64
     attention_heads: int = 4
     position_stride: int = 1
@@ -76,7 +81,7 @@ class KeyValueGistNet(PretrainedNet):
         self.config = config
         self.rarity: Tensor
         self.register_buffer("rarity", torch.zeros(config.vocab_size))
-        self.weights = nn.Parameter(torch.tensor([1.0, PREVIOUS]))
+        self.weights = nn.Parameter(torch.tensor(WEIGHTS))
         self.place = nn.Parameter(torch.zeros(BLOCK))
         if config.layers:
             inner = config.hidden
@@ -110,8 +115,12 @@ class KeyValueGistNet(PretrainedNet):
         [N, 32]; ``mask`` bool marks real tokens. Differentiable."""
         rare = self.rarity[ids]
         before = nn.functional.pad(rare, (1, 0))[:, :-1]
-        score = self.weights[0] * rare + self.weights[1] * before + self.place
-        return score + self._learned(embeds, mask) if self.config.layers else score
+        token, previous, uncut = self.weights
+        score = token * rare.clamp(max=CAP) + previous * before.clamp(max=CAP) + uncut * rare + self.place
+        if self.config.layers:
+            score = score + self._learned(embeds, mask)
+        once: Tensor = score - REPEATED * _stood_before(ids)
+        return once
 
     def _learned(self, embeds: Tensor, mask: Tensor) -> Tensor:
         embeds = torch.where(mask[..., None], embeds, 0.0).to(self.dtype)
@@ -204,3 +213,10 @@ class KeyValueGistNet(PretrainedNet):
         if made_for and made_for != base.fingerprint:
             raise ModelMismatch(f"this GistNet was trained for the base {made_for[:12]}, not for {base.fingerprint[:12]}")
         base.enable_lookup()
+
+
+def _stood_before(ids: Tensor) -> Tensor:
+    """Whether a token and the one before it stand in the same block earlier already: bool [N, 32] from int64 [N, 32]."""
+    previous = nn.functional.pad(ids, (1, 0), value=-1)[:, :-1]
+    same = (ids[:, :, None] == ids[:, None, :]) & (previous[:, :, None] == previous[:, None, :])
+    return same.tril(-1).any(-1)

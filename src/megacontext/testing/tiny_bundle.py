@@ -72,6 +72,7 @@ def tiny_kv_gistnet(base: BaseLM, **changes: Any) -> KeyValueGistNet:
         "head_width": getattr(shape, "head_dim", None) or shape.hidden_size // shape.num_attention_heads,
         "width": base.width,
         "vocab_size": base.vocab_size,
+        "layers": 1,
         "hidden": 16,
         "attention_heads": 2,
         "base_fingerprint": base.fingerprint,

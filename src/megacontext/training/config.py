@@ -160,7 +160,7 @@ class LookupShape(Frozen):
     heads: tuple[tuple[int, int], ...] | None = None
     entries: int | None = Field(default=None, ge=1)
     vectors: int = 1
-    layers: int = 1
+    layers: int = 0
     hidden: int = 64
     attention_heads: int = 4
     noise: float = Field(default=1.0, ge=0)
@@ -243,7 +243,7 @@ class TeacherConfig(Frozen):
 
 
 class GistConfig(RunConfig):
-    """``train gist``: a GistNet for a frozen base, fresh or from ``init``.
+    """``train gist``: a GistNet for a frozen base, fresh or from ``init``; with ``lookup`` one for key/value gists.
 
     ``curriculum``: what pattern windows look like at a step (banded ones are as hard as they get from the start); its gists
     of level 2 stand in front as often as ``mix.lod2`` says. ``teacher``: draw the windows from slices whose teacher is
@@ -254,11 +254,21 @@ class GistConfig(RunConfig):
     dataset: Path
     init: Path | None = None
     gistnet: GistNetShape = GistNetShape()
+    lookup: LookupShape | None = None
     mix: MixConfig = MixConfig()
     loss: LossMix = LossMix()
     curriculum: Curriculum | None = None
     teacher: TeacherConfig | None = None
     windows: WindowsConfig = WindowsConfig()
+
+    @model_validator(mode="after")
+    def _lookups_are_banded(self) -> Self:
+        alone = self.mix.banded < 1 or self.curriculum or self.teacher or self.loss.reconstruction or self.loss.contrastive
+        if self.lookup is not None and alone:
+            raise ValueError(
+                "key/value gists learn in banded windows (mix.banded 1) by nll, kl and hidden, without curriculum or teacher"
+            )
+        return self
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:

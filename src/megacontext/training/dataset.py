@@ -215,3 +215,10 @@ def hash_file(path: Path) -> str:
     """SHA-256 of a file's bytes, in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def surprisal(train: Blocks, vocab_size: int) -> npt.NDArray[np.float32]:
+    """-log of each token's frequency in the training split (one added to each count): [V], nats."""
+    counts = np.bincount(train.ids[np.arange(BLOCK) < train.fill[:, None]], minlength=vocab_size) + 1.0
+    result: npt.NDArray[np.float32] = -np.log(counts / counts.sum()).astype(np.float32)
+    return result

@@ -11,17 +11,19 @@ import torch
 from torch import Tensor, nn
 
 from megacontext.core.node import BLOCK
+from megacontext.errors import ConfigError
 from megacontext.evaluation import arms
 from megacontext.evaluation.gists import GistBank
 from megacontext.evaluation.items import Items, draw_items
 from megacontext.evaluation.quality import measure, report, swapped_gists
 from megacontext.models import BaseLM, GistEncoder, GistNet, GistNetConfig
-from megacontext.models.encoders import AnyGistNet
+from megacontext.models.encoders import AnyGistNet, load_gistnet
 from megacontext.models.reconstruction import ReconstructionHead
 from megacontext.training.batches import draw_batch, longest_window, require_whole
 from megacontext.training.config import GistConfig, GistNetShape, WindowsConfig
-from megacontext.training.dataset import Blocks, load_split
+from megacontext.training.dataset import load_split
 from megacontext.training.diagnostics import gist_statistics
+from megacontext.training.kv_gist import new_lookup_net
 from megacontext.training.objective import frozen_head, objective
 from megacontext.training.replay import Replay
 from megacontext.training.runtime import device_for
@@ -43,12 +45,6 @@ def new_gistnet(base: BaseLM, shape: GistNetShape, *, base_fingerprint: str) -> 
         width=base.width, output_rms=base.embedding_rms, base_fingerprint=base_fingerprint, **shape.model_dump()
     )
     return GistNet(config).to(base.device)
-
-
-def surprisal(train: Blocks, vocab_size: int) -> Tensor:
-    """-log of each token's frequency in the training split (one added to each count): float32 [V], nats."""
-    counts = np.bincount(train.ids[np.arange(BLOCK) < train.fill[:, None]], minlength=vocab_size) + 1.0
-    return torch.from_numpy(-np.log(counts / counts.sum())).float()
 
 
 class GistWindows:
@@ -115,13 +111,19 @@ class GistTask:
         self._replay = self._make_replay(quiet=quiet)
         self._windows = GistWindows(config.dataset, config.windows, seed=config.seed)
 
-    def _start(self) -> tuple[GistNet, ReconstructionHead | None]:
+    def _start(self) -> tuple[AnyGistNet, ReconstructionHead | None]:
         config, base = self._config, self._base
-        if config.init is None:
-            return new_gistnet(base, config.gistnet, base_fingerprint=base.fingerprint), None
-        found = GistNet.from_pretrained(config.init)
-        head = frozen_head(config.init, base, found) if config.loss.reconstruction else None
-        return bound_to(found, base.fingerprint), head
+        if config.init is not None:
+            found = load_gistnet(config.init)
+            if (found.layout is None) != (config.lookup is None):
+                kinds = ("key/value", "embedded") if found.layout is not None else ("embedded", "key/value")
+                raise ConfigError(f"{config.init} makes {kinds[0]} gists, the configuration is for {kinds[1]} ones: see lookup")
+            head = frozen_head(config.init, base, found) if config.loss.reconstruction and isinstance(found, GistNet) else None
+            return bound_to(found, base.fingerprint), head
+        if config.lookup is not None:
+            net = new_lookup_net(base, config.lookup, self._train, base_fingerprint=base.fingerprint, seed=config.seed)
+            return net, None
+        return new_gistnet(base, config.gistnet, base_fingerprint=base.fingerprint), None
 
     def _make_replay(self, *, quiet: bool) -> Replay | None:
         config = self._config
@@ -142,10 +144,11 @@ class GistTask:
         """The configured losses on one micro-batch of windows, each as ``loss/NAME``, and its ``stage/…``."""
         config = self._config
         stage = config.curriculum.draw(step, config.steps, rng) if config.curriculum is not None else None
-        if self._replay is not None:
+        if self._replay is not None and isinstance(self._gistnet, GistNet):
             batch = self._replay.draw(self._gistnet, rng, config.mix, stage)
         else:
-            batch = draw_batch(self._base, self._gistnet, self._train, rng, config.mix, stage)
+            noise = config.lookup.noise if config.lookup is not None else 0.0
+            batch = draw_batch(self._base, self._gistnet, self._train, rng, config.mix, stage, noise=noise)
         loss, figures = objective(config.loss, batch, self._gistnet, rng, head=self._head)
         if stage is not None:
             figures |= {f"stage/{name}": float(value) for name, value in asdict(stage).items()}

@@ -10,9 +10,11 @@ Shapes: B rows, N blocks, M gisted blocks, R kept tokens a block, H lookup heads
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from megacontext.core.node import BLOCK
 from megacontext.models.base_lm import BaseLM
@@ -22,14 +24,25 @@ from megacontext.models.rotary import Rotary
 from megacontext.training.band import Bands
 
 
+@dataclass(frozen=True, kw_only=True)
+class Kept:
+    """What gists keep: ``places`` int64 [B, M, g·R] in each block, ascending. ``gate`` float of the same shape is 0 and stands
+    in the attention of lookup heads; through it gradients reach the scores."""
+
+    places: Tensor
+    gate: Tensor
+
+
 class BandMemory:
-    """A ``Memory`` made of the pass that reads it; ``kept`` int64 [B, M, R] places in each gisted block."""
+    """A ``Memory`` made of the pass that reads it."""
 
     def __init__(
-        self, layout: KeyValueLayout, rotary: Rotary, kept: Tensor, bands: Bands, *, vectors: int, stride: int
+        self, layout: KeyValueLayout, rotary: Rotary, chosen: Kept, bands: Bands, *, vectors: int, stride: int
     ) -> None:
         self.layout = layout
         self._rotary = rotary
+        kept = chosen.places
+        self._gate = chosen.gate.flatten(1)[:, None, None]
         first = torch.arange(bands.gisted, device=kept.device)[:, None] * BLOCK
         self._token = (kept + first).flatten(1)
         start = torch.from_numpy(bands.group_start()).repeat_interleave(BLOCK).to(kept.device)
@@ -53,31 +66,35 @@ class BandMemory:
         at = self._token[:, None, :, None].expand(-1, len(heads), -1, keys.shape[-1])
         plain = self._rotary.take_off(keys[:, heads].gather(2, at), self._raw[self._token])
         bias = torch.zeros(self._sees.shape, dtype=keys.dtype, device=keys.device)
-        bias = bias.masked_fill(~self._sees, torch.finfo(keys.dtype).min)[None, None]
+        bias = bias.masked_fill(~self._sees, torch.finfo(keys.dtype).min)[None, None] + self._gate.to(keys.dtype)
         return self._rotary.put_on(plain, self._gist[None]), values[:, heads].gather(2, at), bias
 
 
 def draw_kept(
     net: KeyValueGistNet, embeds: Tensor, ids: Tensor, gisted: int, *, noise: float, rng: np.random.Generator
-) -> Tensor:
-    """Which tokens of the first ``gisted`` blocks are kept: places int64 [B, M, g·R], ascending, from ``ids`` int64 [B, N·32].
+) -> Kept:
+    """What gists of the first ``gisted`` blocks of ``ids`` int64 [B, N·32] keep.
 
-    ``noise`` scales Gumbel noise on the scores (nats), so that a base meets more choices than one.
+    ``noise`` scales Gumbel noise on the scores (nats), so that a base meets more choices than one, and a network learns about
+    those that it would not make. Gradients take the hard choice for a soft one around the last score that is kept
+    (straight through: Bengio et al. 2013, https://arxiv.org/abs/1308.3432).
     """
     rows = len(ids)
     blocks, each = (part[:, : gisted * BLOCK].reshape(rows * gisted, BLOCK, *part.shape[2:]) for part in (ids, embeds))
-    with torch.no_grad():
-        scores = net.scores(each, blocks, torch.ones_like(blocks, dtype=torch.bool))
+    scores = net.scores(each.detach(), blocks, torch.ones_like(blocks, dtype=torch.bool))
     if noise:
         scores = scores + noise * torch.from_numpy(rng.gumbel(size=tuple(scores.shape))).to(scores)
     most = min(net.vectors * net.config.entries, BLOCK)
-    return scores.topk(most, dim=1).indices.sort(dim=1).values.view(rows, gisted, most)
+    places = scores.topk(most, dim=1).indices.sort(dim=1).values
+    best = scores.gather(1, places)
+    margin = nn.functional.logsigmoid(best - best.detach().amin(dim=1, keepdim=True))
+    return Kept(places=places.view(rows, gisted, most), gate=(margin - margin.detach()).view(rows, gisted, most))
 
 
-def lookup_band_logits(base: BaseLM, net: KeyValueGistNet, embeds: Tensor, kept: Tensor, bands: Bands) -> Tensor:
+def lookup_band_logits(base: BaseLM, net: KeyValueGistNet, embeds: Tensor, kept: Kept, bands: Bands) -> Tensor:
     """Logits [B, N·32, V] behind every raw token of ``embeds`` [B, N·32, d], as ``band_logits``.
 
-    ``kept`` int64 [B, M, g·R] as from ``draw_kept``. Differentiable.
+    Differentiable.
     """
     base.enable_lookup()
     memory = BandMemory(net.layout, Rotary(base.model), kept, bands, vectors=net.vectors, stride=net.config.position_stride)

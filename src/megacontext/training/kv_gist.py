@@ -7,8 +7,7 @@ import torch
 from megacontext.models import BaseLM
 from megacontext.models.kv_gistnet import KeyValueGistNet, KeyValueGistNetConfig
 from megacontext.training.config import LookupShape
-from megacontext.training.dataset import Blocks
-from megacontext.training.gist import surprisal
+from megacontext.training.dataset import Blocks, surprisal
 from megacontext.training.lookup_heads import find_layout
 
 
@@ -27,5 +26,5 @@ def new_lookup_net(base: BaseLM, shape: LookupShape, train: Blocks, *, base_fing
             **shape.model_dump(exclude={"heads", "entries", "noise"}),
         )
     ).to(base.device)
-    net.set_rarity(surprisal(train, base.vocab_size).to(base.device))
+    net.set_rarity(torch.from_numpy(surprisal(train, base.vocab_size)))
     return net
