@@ -13,6 +13,7 @@ from pathlib import Path
 
 from megacontext.engine.bundle import bundled_folder, load_bundle
 from megacontext.evaluation.tables import quality_markdown
+from megacontext.models import GistEncoder
 
 CARD = """---
 license: apache-2.0
@@ -21,8 +22,8 @@ tags: [memory, long-context, gist]
 ---
 # {name}: the checkpoint that ships with MegaContext
 
-A base language model for Python code ({parameters:,} parameters, {family}, {context:,} positions), a GistNet (32 tokens
-→ one input embedding, every level) and a LensNet, trained on two CPU cores from scratch on the Python standard library
+A base language model for Python code ({parameters:,} parameters, {family}, {context:,} positions), a GistNet ({gists}) and
+a LensNet, trained on two CPU cores from scratch on the Python standard library
 and installed packages, de-duplicated and split by whole package. Fit for showing and testing a memory, not for writing
 software. How it was made: `docs/training.md` and the configurations under `configs/`.
 
@@ -35,6 +36,13 @@ slot that changed. Intervals: 95 %, paired bootstrap; resampled by {resampled_by
 
 {table}
 """
+
+
+def _gists(encoder: GistEncoder | None) -> str:
+    if encoder is None or encoder.layout is None:
+        return "32 tokens → one input embedding, every level"
+    layout = encoder.layout
+    return f"32 tokens → keys and values of {layout.entries} of them in {len(layout.heads)} heads that look things up, every level"
 
 
 def main() -> None:
@@ -58,6 +66,7 @@ def main() -> None:
             parameters=sum(p.numel() for p in bundle.base.model.parameters()),
             family=bundle.base.family,
             context=bundle.base.context_length,
+            gists=_gists(bundle.gists),
             table=quality_markdown(result),
             **{
                 key: result["config"][key]

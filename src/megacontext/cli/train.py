@@ -89,7 +89,7 @@ def native(call: Call, config: Config, changes: Set = None, quiet: Quiet = False
 
 @verb(train, "gist", "megacontext train gist --config configs/gist.yaml")
 def gist(call: Call, config: Config, changes: Set = None, quiet: Quiet = False) -> None:
-    """Train a GistNet for a frozen language model: 32 tokens become one vector that stands for them."""
+    """Train a GistNet for a frozen language model: 32 tokens become one gist that stands for them."""
     from megacontext.training.commands import run_gist
 
     _run(call, run_gist, config, changes, quiet)

@@ -20,7 +20,6 @@ from megacontext.errors import BudgetError
 from megacontext.models import BaseLM, GistEncoder
 from megacontext.models.cache import KeyValueCache
 from megacontext.models.kv_memory import KeyValueLayout, StoredMemory
-from megacontext.models.rotary import Rotary
 
 
 class SlotReader:
@@ -62,7 +61,7 @@ class GistEntries:
     """Makes what lookup heads read of the gists in a window; kept while the gists stay where they are."""
 
     def __init__(self, base: BaseLM, layout: KeyValueLayout) -> None:
-        self._base, self._layout, self._rotary = base, layout, Rotary(base.model)
+        self._base, self._layout, self._rotary = base, layout, base.rotary
         self._held: tuple[list[npt.NDArray[np.float16]], IntArray, StoredMemory] | None = None
 
     def memory(self, rows: Sequence[Slots], positions: IntArray, reading: Sequence[IntArray]) -> StoredMemory | None:

@@ -97,7 +97,7 @@ def measure(
             if run.first(name):
                 for chunk, part in zip(chunks, parts, strict=True):
                     scorer.check(chunk, part, items.scored[row], items.context)
-            run.take(name, row, chunks, parts)
+            run.take(name, row, chunks, parts, token_forwards(chunks, scorer.passes))
         for _ in group:
             progress()
     # Not the cached fingerprint: a base may be measured while it is trained.
@@ -146,7 +146,7 @@ class _Run:
     def first(self, name: str) -> bool:
         return not self.slots[name]
 
-    def take(self, name: str, row: int, chunks: Sequence[Chunk], parts: Sequence[FloatArray]) -> None:
+    def take(self, name: str, row: int, chunks: Sequence[Chunk], parts: Sequence[FloatArray], forwards: int) -> None:
         values = np.concatenate(parts)
         if values.shape != self._items.scored[row].shape:
             raise ValueError(f"arm {name} did not score exactly the horizon: {len(values)} tokens")
@@ -154,4 +154,4 @@ class _Run:
         context = self._items.context
         beside = [len(chunk.context) - self._items.tail - (chunk.start - context) for chunk in chunks]
         self.slots[name].append(float(np.mean(beside)))
-        self.forwards[name].append(token_forwards(chunks) / len(values))
+        self.forwards[name].append(forwards / len(values))

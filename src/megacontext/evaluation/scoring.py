@@ -10,7 +10,7 @@ Shapes: n slots of a context, k tokens that follow it, V vocabulary.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -68,12 +68,15 @@ class Chunk:
         return Chunk(context=self.context, following=np.concatenate([self.following, later.following]), start=self.start)
 
 
-def token_forwards(chunks: Sequence[Chunk]) -> int:
-    """Slots through the base for the chunks of one item, the cache kept up to the first slot that changed."""
+def token_forwards(chunks: Sequence[Chunk], passes: Callable[[Slots], npt.NDArray[np.bool_]]) -> int:
+    """Slots through the base for the chunks of one item, the cache kept up to the first slot that changed.
+
+    ``passes`` says which slots go through the base at all, bool [n]: key/value gists do not.
+    """
     total, before = 0, None
     for chunk in chunks:
         whole = chunk.whole
-        total += len(whole) - (0 if before is None else before.common_prefix(whole))
+        total += int(passes(whole)[0 if before is None else before.common_prefix(whole) :].sum())
         before = whole
     return total
 
@@ -103,6 +106,10 @@ class Scorer:
         for key, (_, sizes) in zip(keys, merged, strict=True):
             parts += np.split(found[key], np.cumsum(sizes)[:-1])
         return parts
+
+    def passes(self, slots: Slots) -> npt.NDArray[np.bool_]:
+        """Which slots go through the base: bool [n]."""
+        return self._reader.passes(slots)
 
     def _positions(self, slots: Slots) -> IntArray:
         return positions_of(slots, self.strategy, self.base.context_length)

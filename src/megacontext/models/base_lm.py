@@ -27,6 +27,7 @@ from megacontext.models import cache as kv
 from megacontext.models import loading, masks
 from megacontext.models.fingerprints import hash_model, hash_tokenizer
 from megacontext.models.kv_memory import Memory, enable, reading
+from megacontext.models.rotary import Rotary
 
 REQUIRED_ARGUMENTS = ("inputs_embeds", "attention_mask", "position_ids", "past_key_values", "use_cache")
 RMS_SAMPLE = 4096
@@ -157,6 +158,11 @@ class BaseLM:
         UnsupportedModel for families whose attention is more than scaled dot products.
         """
         enable(self.model)
+
+    @cached_property
+    def rotary(self) -> Rotary:
+        """How the base turns its keys to their positions. UnsupportedModel for families that do it in a way of their own."""
+        return Rotary(self.model)
 
     def new_cache(self) -> kv.KeyValueCache:
         """An empty key/value cache for ``forward``."""

@@ -26,7 +26,6 @@ from megacontext.models.gistnet import CANONICAL_ROWS
 from megacontext.models.kv_memory import KeyValueLayout, capturing
 from megacontext.models.pretrained import PretrainedNet
 from megacontext.models.readouts import zero_linear
-from megacontext.models.rotary import Rotary
 
 WEIGHTS = (1.0, 0.7, 0.05)
 """Before training: of the token's rarity and of the previous token's, both cut at ``CAP``, and of the token's uncut one."""
@@ -161,7 +160,7 @@ class KeyValueGistNet(PretrainedNet):
         positions = torch.arange(BLOCK, device=ids.device).expand(len(ids), -1)
         with capturing(self.layout.layers) as captured:
             base.forward(embeds, positions, valid=mask)
-        rotary = Rotary(base.model)
+        rotary = base.rotary
         keys = self._of_heads({at: rotary.take_off(k, positions) for at, (_, k, _) in captured.found.items()})
         values = self._of_heads({at: v for at, (_, _, v) in captured.found.items()})
         return keys, values, embeds

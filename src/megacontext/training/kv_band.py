@@ -97,6 +97,6 @@ def lookup_band_logits(base: BaseLM, net: KeyValueGistNet, embeds: Tensor, kept:
     Differentiable.
     """
     base.enable_lookup()
-    memory = BandMemory(net.layout, Rotary(base.model), kept, bands, vectors=net.vectors, stride=net.config.position_stride)
+    memory = BandMemory(net.layout, base.rotary, kept, bands, vectors=net.vectors, stride=net.config.position_stride)
     positions = memory.positions.expand(len(embeds), -1)
     return base.forward(embeds, positions, mask=memory.allow, memory=memory if bands.gisted else None).logits
