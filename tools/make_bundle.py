@@ -42,7 +42,8 @@ def _gists(encoder: GistEncoder | None) -> str:
     if encoder is None or encoder.layout is None:
         return "32 tokens → one input embedding, every level"
     layout = encoder.layout
-    return f"32 tokens → keys and values of {layout.entries} of them in {len(layout.heads)} heads that look things up, every level"
+    heads = len(layout.heads)
+    return f"32 tokens → keys and values of {layout.entries} of them in {heads} heads that look things up, every level"
 
 
 def main() -> None:
