@@ -166,6 +166,14 @@ class LookupShape(Frozen):
     noise: float = Field(default=1.0, ge=0)
 
 
+class LoraShape(Frozen):
+    """Low-rank adapters on every linear layer of a base that stays as it is otherwise (Hu et al. 2021,
+    https://arxiv.org/abs/2106.09685): updates of ``rank``, scaled by ``alpha / rank``."""
+
+    rank: int = Field(default=8, ge=1)
+    alpha: int = Field(default=16, ge=1)
+
+
 class MixConfig(Frozen):
     """How substituted windows are drawn, in blocks and probabilities.
 
@@ -195,6 +203,7 @@ class NativeConfig(RunConfig):
 
     ``gist_lr`` and ``embedding_lr``: shares of the learning rates that the GistNet and the embeddings get. A GistNet
     that stays as it starts (0) gives the base one code to learn to read, as key/value gists (``lookup``) are.
+    ``lora``: only adapters learn; they are merged into the base that is exported.
     """
 
     dataset: Path
@@ -208,6 +217,7 @@ class NativeConfig(RunConfig):
     embedding_lr: float = Field(default=1.0, gt=0)
     gistnet: GistNetShape = GistNetShape()
     lookup: LookupShape | None = None
+    lora: LoraShape | None = None
     mix: MixConfig = MixConfig(rows=2, banded=1.0, far_weight=2.0, repeats=0.5)
     loss: LossMix = LossMix()
     windows: WindowsConfig = WindowsConfig()
@@ -216,6 +226,8 @@ class NativeConfig(RunConfig):
     def _has_a_start(self) -> Self:
         if (self.init is None) == (self.tokenizer is None):
             raise ValueError("give either init, a base to go on from, or tokenizer, to start from scratch")
+        if self.lora is not None and self.init is None:
+            raise ValueError("lora adapts a base that is there: give init")
         return self
 
     @model_validator(mode="after")

@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 from megacontext.core.node import BLOCK
 from megacontext.models.base_lm import BaseLM
 from megacontext.models.encoders import AnyGistNet
+from megacontext.training.adapters import Adapters
 from megacontext.training.augment import augment
 from megacontext.training.batches import draw_batch, longest_window, require_whole, sample_rows
 from megacontext.training.config import NativeConfig
@@ -42,6 +43,7 @@ class NativeTask:
             require_whole(self._base, longest_window(config.mix, config.mix.far[1], level=2))
         torch.manual_seed(config.seed)
         self._gistnet = self._new_gistnet()
+        self._adapters = Adapters(self._base.model, config.lora) if config.lora is not None else None
         self._unfreeze()
         self._module = nn.ModuleDict({"base": self._base.model, "gistnet": self._gistnet})
         self._windows = GistWindows(config.dataset, config.windows, seed=config.seed)
@@ -62,7 +64,8 @@ class NativeTask:
 
     def _unfreeze(self) -> None:
         """Wrapping froze the base: train it again, and each part at its own pace."""
-        self._base.model.requires_grad_(True)
+        if self._adapters is None:
+            self._base.model.requires_grad_(True)
         if self._config.gist_lr:
             set_lr_scale(self._gistnet.parameters(), self._config.gist_lr)
         else:
@@ -94,7 +97,8 @@ class NativeTask:
 
     def export(self, folder: Path) -> None:
         """Write the base (with its tokenizer) and the GistNet beside it."""
-        self._base.model.save_pretrained(str(folder / "base"))
+        model = self._base.model if self._adapters is None else self._adapters.merged()
+        model.save_pretrained(str(folder / "base"))
         save_tokenizer(self._tokenizer, folder / "base")
         frozen = BaseLM.from_pretrained(folder / "base", dtype=torch.float32)
         bound_to(self._gistnet, frozen.fingerprint).save_pretrained(folder / "gistnet")

@@ -10,6 +10,7 @@ from megacontext.errors import BudgetError, ConfigError, UnsupportedModel
 from megacontext.models.base_lm import BaseLM
 from megacontext.models.kv_memory import KeyValueLayout, StoredMemory, capturing
 from megacontext.models.rotary import Rotary
+from megacontext.testing.slots import slots_with_gist
 from megacontext.testing.tiny_bundle import tiny_kv_gistnet
 from megacontext.testing.tiny_models import tiny_base
 
@@ -24,20 +25,6 @@ def everything(base: BaseLM, **changes: object) -> dict[str, object]:
     heads = getattr(shape, "num_key_value_heads", None) or shape.num_attention_heads
     every = tuple((layer, head) for layer in range(shape.num_hidden_layers) for head in range(heads))
     return {"heads": every, "entries": 1, "vectors": BLOCK, "layers": 0, **changes}
-
-
-def slots_with_gist(gists: torch.Tensor, raw: np.ndarray) -> Slots:
-    """The vectors [g, W] of block 0 as slots, then ``raw`` int64 [k] behind it."""
-    count = len(gists)
-    edges = np.arange(count + 1) * BLOCK // count
-    gist = Slots(
-        token=np.full(count, -1),
-        start=edges[:-1],
-        stop=edges[1:],
-        entry=np.zeros(count, dtype=np.int64),
-        vectors=gists.numpy(),
-    )
-    return gist.then(raw, BLOCK, 1)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

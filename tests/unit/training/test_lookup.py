@@ -7,6 +7,7 @@ import torch
 from megacontext.engine.slot_reader import SlotReader
 from megacontext.errors import ConfigError
 from megacontext.models.base_lm import BaseLM
+from megacontext.testing.slots import slots_with_gist
 from megacontext.testing.tiny_bundle import tiny_kv_gistnet
 from megacontext.testing.tiny_models import byte_tokenizer, tiny_base
 from megacontext.training.band import Bands
@@ -14,7 +15,6 @@ from megacontext.training.config import BaseShape
 from megacontext.training.induction import build_base
 from megacontext.training.kv_band import draw_kept, lookup_band_logits
 from megacontext.training.lookup_heads import find_layout, induction_scores
-from tests.unit.models.test_kv_memory import slots_with_gist
 
 
 @pytest.fixture(scope="module")
