@@ -4,7 +4,8 @@ The keys and values are the base's own, from a pass over the block alone, so a g
 is chosen is what to keep: a score for every token from how rare it and the token before it are (what an induction head
 matches is the token before, what it copies the token itself) and its place, to which a small bidirectional network over
 the block may add.
-Above level 1 the entries with the highest scores of all 32 children rise: a tournament, the same at every level.
+Above level 1 the entries with the highest scores of all 32 children rise, and what stands in several of them counts for more:
+a pair that came back before is likely to come back again.
 
 Shapes: N blocks, S child slots, R entries a vector, H lookup heads, c head width, g vectors a node, W numbers of a vector,
 V vocabulary, d width of the base, i inner width of the network.
@@ -31,6 +32,10 @@ WEIGHTS = (1.0, 0.7, 0.05)
 """Before training: of the token's rarity and of the previous token's, both cut at ``CAP``, and of the token's uncut one."""
 CAP = 7.0
 """Nats from which on rarer is no better: one very rare half does not make up for a common one."""
+RECURRENCE = 6.0
+"""Nats that a score gains when the number of blocks with the same pair grows e-fold: so much that recurrence decides first."""
+SAME = 0.97
+"""Cosine from which on two keys, or two values, are of the same pair: contexts differ a little."""
 REPEATED = 1e4
 """What a pair loses that stood in the same block before: once is enough."""
 
@@ -186,10 +191,24 @@ class KeyValueGistNet(PretrainedNet):
             raise InvalidInput("key/value gists of level 1 are made from tokens: use encode_blocks")
         if children.dim() != 3 or children.shape[2] != self.width or mask.shape != children.shape[:2]:
             raise InvalidInput(f"children must be [N, S, {self.width}] with a mask [N, S], not {list(children.shape)}")
+        kept = torch.zeros(len(children), self.vectors, self.width, dtype=torch.float16)
+        for node, (each, live) in enumerate(zip(children, mask, strict=True)):
+            kept[node] = self._risen(each[None], live[None].to(children.device))[0]
+        return kept
+
+    def _risen(self, children: Tensor, mask: Tensor) -> Tensor:
+        """One node, alone, so that its bits do not depend on others: [1, S, W] and mask [1, S] to [1, g, W].
+
+        Of entries with the same pair the first stays, scored as all of them: ``ρ log Σ exp(score / ρ)``. For equal scores
+        that is ``score + ρ log count``, and it does not matter how the blocks are grouped into levels.
+        """
         keys, values, scores = self.layout.unpack(children.float())
-        there = (keys != 0).flatten(3).any(-1) & mask[..., None].to(keys.device)
-        kept = self._keep(keys.flatten(1, 2), values.flatten(1, 2), scores.flatten(1), there.flatten(1))
-        return kept.to("cpu", torch.float16)
+        keys, values, scores = keys.flatten(1, 2), values.flatten(1, 2), scores.flatten(1)
+        there = (keys != 0).flatten(2).any(-1) & mask.repeat_interleave(self.config.entries, dim=1)
+        same = _alike(keys) & _alike(values) & there[:, None] & there[:, :, None]
+        together = RECURRENCE * (scores[:, None] / RECURRENCE).masked_fill(~same, -torch.inf).logsumexp(-1)
+        first = there & ~same.tril(-1).any(-1)
+        return self._keep(keys, values, together, first)
 
     def _keep(self, keys: Tensor, values: Tensor, scores: Tensor, mask: Tensor) -> Tensor:
         """The g·R best of k entries, in their own order: keys and values [N, k, H, c], scores and mask [N, k] to [N, g, W]."""
@@ -200,7 +219,7 @@ class KeyValueGistNet(PretrainedNet):
         there = mask.gather(1, best)
         at = best[..., None, None].expand(-1, -1, *keys.shape[2:])
         keys, values = (part.gather(1, at) * there[..., None, None] for part in (keys, values))
-        numbers = [keys, values, scores.gather(1, best) * there]
+        numbers = [keys, values, scores.gather(1, best).masked_fill(~there, 0.0)]
         missing = self.vectors * self.config.entries - most
         if missing:
             numbers = [torch.cat([part, part.new_zeros(len(part), missing, *part.shape[2:])], dim=1) for part in numbers]
@@ -219,3 +238,9 @@ def _stood_before(ids: Tensor) -> Tensor:
     previous = nn.functional.pad(ids, (1, 0), value=-1)[:, :-1]
     same = (ids[:, :, None] == ids[:, None, :]) & (previous[:, :, None] == previous[:, None, :])
     return same.tril(-1).any(-1)
+
+
+def _alike(parts: Tensor) -> Tensor:
+    """Which of k keys (or values) [1, k, H, c] point the same way, over all heads: bool [1, k, k]."""
+    unit = nn.functional.normalize(parts.flatten(2), dim=-1)
+    return unit @ unit.mT > SAME

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from megacontext.errors import ConfigError, InvalidInput, ModelMismatch
 from megacontext.models.encoders import load_gistnet
 from megacontext.models.gistnet import GistEncoder, GistNet
-from megacontext.models.kv_gistnet import KeyValueGistNet
+from megacontext.models.kv_gistnet import RECURRENCE, KeyValueGistNet
 from megacontext.testing.tiny_bundle import tiny_gistnet, tiny_kv_gistnet
 from megacontext.testing.tiny_models import tiny_base
 
@@ -76,12 +76,46 @@ def test_what_rises_a_level_is_the_best_of_all_children(seed: int, net: KeyValue
     live[dead] = False
     slots = children.reshape(1, 32 * net.vectors, net.width).float()
     parent = net.encode_canonical(slots, live.repeat_interleave(net.vectors)[None], 2)
-    _, _, scores = net.layout.unpack(children[live].float())
-    keys = net.layout.unpack(children[live].float())[0]
+    keys, _, scores = net.layout.unpack(children[live].float())
     there = (keys != 0).flatten(3).any(-1)
-    wanted = scores[there].sort(descending=True).values[: net.vectors * net.config.entries]
     found = net.layout.unpack(parent[0].float())[2].flatten().sort(descending=True).values
-    assert torch.equal(wanted, found[: len(wanted)])
+    best = scores[there].sort(descending=True).values[: net.vectors * net.config.entries]
+    # Random blocks: hardly any pair stands in two of them, and what does can only gain.
+    assert bool((found[: len(best)] >= best - 0.01).all())
+    assert float((found[: len(best)] - best).median()) < 0.5
+
+
+def test_a_pair_that_comes_back_rises_above_a_rarer_one() -> None:
+    generator = torch.Generator().manual_seed(7)
+    ids = torch.randint(0, 250, (32, 32), generator=generator)
+    common = torch.tensor([3, 4])
+    ids[::4, 10:12] = common
+    net = tiny_kv_gistnet(BASE, layers=0, entries=31)
+    net.rarity[4] = 0.0
+    net.rarity[3] = 0.0
+    mask = torch.ones(32, 32, dtype=torch.bool)
+    children = net.encode_blocks(BASE, ids, mask)
+    with torch.no_grad():
+        alone = net.scores(BASE.embed(ids[:1]), ids[:1], mask[:1])[0, 11]
+    few = tiny_kv_gistnet(BASE, layers=0, entries=31)
+    parent = few.encode_canonical(children.reshape(1, 32, -1).float(), torch.ones(1, 32, dtype=torch.bool), 2)
+    scores = net.layout.unpack(parent[0].float())[2].flatten()
+    wanted = float(alone) + RECURRENCE * float(torch.tensor(8.0).log())
+    assert bool((scores - wanted).abs().min() < 0.3)
+
+
+def test_levels_may_be_grouped_in_any_way() -> None:
+    """The score of a pair in eight blocks is the same from eight at once and from two groups of four."""
+    net = tiny_kv_gistnet(BASE, layers=0, entries=32)
+    block = torch.arange(32)[None].expand(8, -1)
+    children = net.encode_blocks(BASE, block, torch.ones(8, 32, dtype=torch.bool))[:, 0]
+
+    def parent(of: torch.Tensor) -> torch.Tensor:
+        return net.encode_canonical(of[None].float(), torch.ones(1, len(of), dtype=torch.bool), 2)[0, 0]
+
+    at_once = net.layout.unpack(parent(children))[2]
+    in_two = net.layout.unpack(parent(torch.stack([parent(children[:4]), parent(children[4:])])))[2]
+    torch.testing.assert_close(at_once.float(), in_two.float(), atol=0.03, rtol=1e-3)
 
 
 def test_a_level_of_nothing_is_zero() -> None:
