@@ -33,6 +33,7 @@ class Blocks:
         """What a template may call."""
         return {
             "quality_table": quality_markdown,
+            "comparison": self.comparison,
             "arms_plot": self.arms_plot,
             "budgets_plot": self.budgets_plot,
             "difference": difference,
@@ -48,6 +49,29 @@ class Blocks:
             "scaling_plot": self.scaling_plot,
             "sources": self.sources,
         }
+
+    def comparison(self) -> str:
+        """One row for every quality result, each against its own references: what its gists carry, and what they cost."""
+        rows = []
+        for name, result in self.results.of("quality").items():
+            gist = result["arms"].get("gist")
+            if gist is None:
+                continue
+            unneeded = result.get("unneeded_cost")
+            rows.append(
+                (
+                    name.partition("quality")[2].strip("-").replace("-", " ") or "shipped",
+                    f"{gist['slots']:.0f}",
+                    f"{result['arms']['full']['nll']:.3f}",
+                    with_interval(result["gate"], "drop_minus_full", ".3f"),
+                    *(_recovered(result["arms"].get(arm)) for arm in ("recency", "swapped", "gist")),
+                    with_interval(gist["far_copy"], "recovered", ".2f") if "recovered" in gist["far_copy"] else "–",
+                    with_interval(gist, "delta_nll", "+.3f"),
+                    with_interval(unneeded, "nats", "+.4f", ci="ci") if unneeded else "–",
+                )
+            )
+        columns = ("base and gists", "slots", "NLL, all raw", "gate: drop − full", "recency", "swapped", "gists")
+        return table((*columns, "gists, far-copy", "ΔNLL of gists", "unneeded gists cost"), rows)
 
     def arms_plot(self, result: Result, name: str) -> str:
         """Recovered fractions of every arm of a quality result."""
@@ -166,6 +190,10 @@ class Blocks:
     def _plot(self, name: str, text: str, drawn: str) -> str:
         self.figures[f"{name}.svg"] = drawn
         return f"![{text}](poc_results/{name}.svg)"
+
+
+def _recovered(arm: Mapping[str, Any] | None) -> str:
+    return with_interval(arm, "recovered", ".2f") if arm is not None and "recovered" in arm else "–"
 
 
 def difference(result: Result, pair: str) -> str:
