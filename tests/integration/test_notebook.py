@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,14 +11,17 @@ from typing import Any
 import nbformat
 import pytest
 
+from megacontext.testing.tiny_bundle import save_tiny_bundle
+
 ROOT = Path(__file__).parents[2]
 NOTEBOOK = ROOT / "notebooks" / "gistnet.ipynb"
 LARGEST = 700_000
 
 
-def run(path: Path, *options: str) -> subprocess.CompletedProcess[str]:
+def run(path: Path, *options: str, **variables: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "tools.run_notebook", str(path), *options]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=800, check=False)
+    environment = {**os.environ, **variables}
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=800, check=False, env=environment)
 
 
 def code_cells(path: Path) -> list[Any]:
@@ -26,9 +30,10 @@ def code_cells(path: Path) -> list[Any]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_it_runs_in_the_tiny_setting() -> None:
+def test_it_runs_in_the_tiny_setting(tmp_path: Path) -> None:
     before = NOTEBOOK.read_bytes()
-    done = run(NOTEBOOK, "--quick")
+    tiny = save_tiny_bundle(tmp_path / "bundle", key_value=True)
+    done = run(NOTEBOOK, "--quick", MEGACONTEXT_BUNDLE=str(tiny))
     assert done.returncode == 0, done.stderr[-3000:]
     assert NOTEBOOK.read_bytes() == before
 
