@@ -32,6 +32,9 @@ WEIGHTS = (1.0, 0.7, 0.05)
 """Before training: of the token's rarity and of the previous token's, both cut at ``CAP``, and of the token's uncut one."""
 CAP = 7.0
 """Nats from which on rarer is no better: one very rare half does not make up for a common one."""
+GAINS = (0.94, 1.15)
+"""Of keys and of values, before training. Where few keys stand for many, a near miss has less company to lose against: keys a
+little shorter look away sooner, and values a little longer make up for it where they are meant (validation, docs/log.md)."""
 RECURRENCE = 6.0
 """Nats that a score gains when the number of blocks with the same pair grows e-fold: so much that recurrence decides first."""
 SAME = 0.97
@@ -87,6 +90,7 @@ class KeyValueGistNet(PretrainedNet):
         self.register_buffer("rarity", torch.zeros(config.vocab_size))
         self.weights = nn.Parameter(torch.tensor(WEIGHTS))
         self.place = nn.Parameter(torch.zeros(BLOCK))
+        self.gains = nn.Parameter(torch.tensor(GAINS))
         if config.layers:
             inner = config.hidden
             self.enter = nn.Linear(2 * config.width, inner)
@@ -157,7 +161,7 @@ class KeyValueGistNet(PretrainedNet):
 
     def _encode(self, base: BaseLM, ids: Tensor, mask: Tensor) -> Tensor:
         keys, values, embeds = self._computed(base, ids, mask)
-        return self._keep(keys, values, self.scores(embeds, ids, mask), mask)
+        return self._keep(self.gains[0] * keys, self.gains[1] * values, self.scores(embeds, ids, mask), mask)
 
     def _computed(self, base: BaseLM, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Keys and values [N, 32, H, c] of the lookup heads, positions taken off, and the embeddings [N, 32, d]."""

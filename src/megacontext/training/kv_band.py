@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from megacontext.core.node import BLOCK
 from megacontext.models.base_lm import BaseLM
 from megacontext.models.kv_gistnet import KeyValueGistNet
-from megacontext.models.kv_memory import KeyValueLayout
 from megacontext.models.rotary import Rotary
 from megacontext.training.band import Bands
 
@@ -36,10 +35,10 @@ class Kept:
 class BandMemory:
     """A ``Memory`` made of the pass that reads it."""
 
-    def __init__(
-        self, layout: KeyValueLayout, rotary: Rotary, chosen: Kept, bands: Bands, *, vectors: int, stride: int
-    ) -> None:
-        self.layout = layout
+    def __init__(self, net: KeyValueGistNet, rotary: Rotary, chosen: Kept, bands: Bands) -> None:
+        self.layout = net.layout
+        self._gains = net.gains
+        vectors, stride = net.vectors, net.config.position_stride
         self._rotary = rotary
         kept = chosen.places
         self._gate = chosen.gate.flatten(1)[:, None, None]
@@ -67,7 +66,8 @@ class BandMemory:
         plain = self._rotary.take_off(keys[:, heads].gather(2, at), self._raw[self._token])
         bias = torch.zeros(self._sees.shape, dtype=keys.dtype, device=keys.device)
         bias = bias.masked_fill(~self._sees, torch.finfo(keys.dtype).min)[None, None] + self._gate.to(keys.dtype)
-        return self._rotary.put_on(plain, self._gist[None]), values[:, heads].gather(2, at), bias
+        key_gain, value_gain = self._gains
+        return key_gain * self._rotary.put_on(plain, self._gist[None]), value_gain * values[:, heads].gather(2, at), bias
 
 
 def draw_kept(
@@ -97,6 +97,6 @@ def lookup_band_logits(base: BaseLM, net: KeyValueGistNet, embeds: Tensor, kept:
     Differentiable.
     """
     base.enable_lookup()
-    memory = BandMemory(net.layout, base.rotary, kept, bands, vectors=net.vectors, stride=net.config.position_stride)
+    memory = BandMemory(net, base.rotary, kept, bands)
     positions = memory.positions.expand(len(embeds), -1)
     return base.forward(embeds, positions, mask=memory.allow, memory=memory if bands.gisted else None).logits

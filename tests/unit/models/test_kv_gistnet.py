@@ -151,7 +151,9 @@ def test_saved_and_loaded_it_is_the_same_and_told_apart(tmp_path: Path) -> None:
 def test_means_of_a_block_are_as_many_as_its_entries() -> None:
     ids = torch.arange(32)[None]
     mask = torch.ones(1, 32, dtype=torch.bool)
-    every = tiny_kv_gistnet(BASE, entries=32, layers=0).encode_blocks(BASE, ids, mask)
+    whole = tiny_kv_gistnet(BASE, entries=32, layers=0)
+    whole.gains.data.fill_(1.0)
+    every = whole.encode_blocks(BASE, ids, mask)
     keys = tiny_kv_gistnet(BASE, entries=32).layout.unpack(every.float())[0][0, 0]
     means = NET.layout.unpack(NET.mean_of_blocks(BASE, ids, mask).float())[0][0, 0]
     torch.testing.assert_close(means, keys.view(4, 8, *keys.shape[1:]).mean(dim=1), atol=2e-2, rtol=2e-2)

@@ -32,6 +32,7 @@ def test_a_gist_that_keeps_everything_reads_like_its_tokens(family: str) -> None
     base = tiny_base(family)
     ids = torch.randint(0, 250, (1, 80), generator=torch.Generator().manual_seed(1))
     net = tiny_kv_gistnet(base, **everything(base))
+    net.gains.data.fill_(1.0)
     gists = net.encode_blocks(base, ids[:, :BLOCK], torch.ones(1, BLOCK, dtype=torch.bool))[0]
     slots = slots_with_gist(gists, ids[0, BLOCK:].numpy())
     with torch.no_grad():
