@@ -160,7 +160,8 @@ def _size(base: Result, gists: Sequence[Result], bases: Sequence[Result]) -> Siz
     root = _root(base, bases)
     legs = [root] if base is root else [root, base]
     # Without the plain base that a native one began from, its tokens are not all known.
-    known = root["trains"] == "base" and all("tokens" in leg for leg in legs)
+    from_scratch = root["trains"] == "base" or root["config"].get("init") is None
+    known = from_scratch and all("tokens" in leg for leg in legs)
     if "base" not in base["parameters"]:
         raise DatasetError(f"the run {base['name']} had exported no base when it was summarised: summarise it again")
     measured = [chosen_figures(gist) for gist in gists] or [chosen_figures(base)]
@@ -177,8 +178,8 @@ def _size(base: Result, gists: Sequence[Result], bases: Sequence[Result]) -> Siz
 
 def _root(base: Result, bases: Sequence[Result]) -> Result:
     """The plain run that a native one began from, if it is among ``bases``; else the run itself."""
-    if base["trains"] != "native":
-        return base
+    if base["trains"] != "native" or base["config"].get("init") is None:
+        return base  # from scratch
     return _maker(base["config"]["init"], bases) or base
 
 

@@ -64,6 +64,12 @@ def test_the_page_follows_the_files(root: Path) -> None:
     assert re.search(r"recovered ≥ 0\.5 \| 0\.3\d \[0\.3\d, 0\.4\d\] \| \*\*missed\*\*", after)
 
 
+def test_every_quality_result_is_a_row_of_the_comparison(root: Path) -> None:
+    save(root, bundled_quality=quality(gist=2.75), other_quality_plain=quality(gist=2.85))
+    rows = [line for line in page(root).splitlines() if re.match(r"\| (shipped|plain) \|", line)]
+    assert len(rows) == 2 and rows[0] != rows[1]
+
+
 def test_without_results_nothing_is_claimed(root: Path) -> None:
     pages = render_pages(root)
     assert list(pages) == [PAGE]
