@@ -160,6 +160,15 @@ class BaseLM:
         enable(self.model)
 
     @cached_property
+    def full_attention(self) -> tuple[bool, ...]:
+        """Which layers see slots at any distance; the others have sliding windows."""
+        layers = int(self._config.num_hidden_layers)
+        declared = getattr(self._config, "layer_types", None)
+        if declared:
+            return tuple(kind == masks.FULL for kind in declared)
+        return (self._mask_plan.kinds == (masks.FULL,),) * layers
+
+    @cached_property
     def rotary(self) -> Rotary:
         """How the base turns its keys to their positions. UnsupportedModel for families that do it in a way of their own."""
         return Rotary(self.model)

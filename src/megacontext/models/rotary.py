@@ -9,6 +9,7 @@ Shapes: B rows, h heads, m keys, c head width.
 
 from __future__ import annotations
 
+import inspect
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -27,10 +28,11 @@ class Rotary:
         self._apply: Callable[..., tuple[Tensor, Tensor]] | None = None
         if self._angles is not None:
             self._apply = getattr(sys.modules[type(model).__module__], "apply_rotary_pos_emb", None)
-            if self._apply is None:
+            # Families with other angles for each kind of layer ask for the kind (seen with Gemma 3).
+            if self._apply is None or "layer_type" in inspect.signature(self._angles.forward).parameters:
                 raise UnsupportedModel(
                     f"{model.config.model_type} turns its keys in a way of its own; key/value gists need a family with "
-                    "transformers' apply_rotary_pos_emb"
+                    "transformers' apply_rotary_pos_emb and the same angles in every layer"
                 )
 
     def put_on(self, keys: Tensor, positions: Tensor) -> Tensor:

@@ -53,9 +53,10 @@ def find_layout(
     """A layout for ``base``: ``heads`` (layer, key/value head), or those that look things up; as many ``entries`` as one raw
     token's keys and values pay for, or so many.
 
-    ConfigError where no head looks anything up.
+    Layers with sliding windows never see the far past, and are left out. ConfigError where no head looks anything up, or one
+    of ``heads`` is not there or sees no far past.
     """
-    scores = induction_scores(base)
+    scores = induction_scores(base) * torch.tensor(base.full_attention)[:, None]
     if heads is None:
         if float(scores.max()) < LEAST:
             raise ConfigError(
@@ -63,6 +64,13 @@ def find_layout(
                 "key/value gists: train it longer, or use gists in its embedding space"
             )
         heads = tuple((int(at[0]), int(at[1])) for at in (scores >= ENOUGH * scores.max()).nonzero())
+    for layer, head in heads:
+        if not (0 <= layer < scores.shape[0] and 0 <= head < scores.shape[1]) or not base.full_attention[layer]:
+            whole = [at for at, full in enumerate(base.full_attention) if full]
+            raise ConfigError(
+                f"no head {head} of layer {layer} that sees any distance: this base has {scores.shape[1]} key/value heads in each "
+                f"layer, and full attention in layers {whole}"
+            )
     with capturing([heads[0][0]]) as captured:
         base.forward(base.embed(torch.zeros(1, 1, dtype=torch.int64)), torch.zeros(1, 1, dtype=torch.int64))
     width = int(captured.found[heads[0][0]][1].shape[-1])

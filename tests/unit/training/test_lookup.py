@@ -39,6 +39,15 @@ def test_a_base_without_such_heads_is_refused() -> None:
         find_layout(tiny_base("llama"))
 
 
+@pytest.mark.parametrize(
+    ("family", "heads"), [("llama", ((9, 0),)), ("llama", ((0, 7),)), ("qwen2", ((1, 0),)), ("mistral", ((0, 0),))]
+)
+def test_heads_that_are_not_there_or_see_no_far_past_are_refused(family: str, heads: tuple[tuple[int, int], ...]) -> None:
+    with pytest.raises(ConfigError, match="sees any distance"):
+        find_layout(tiny_base(family), heads=heads)
+    assert find_layout(tiny_base("qwen2"), heads=((0, 0),)).layers == (0,)
+
+
 def test_a_banded_pass_is_what_a_window_reads(looking: BaseLM) -> None:
     """Where the gisted block was read alone, its gist from the same pass is the one that ingest stores."""
     net = tiny_kv_gistnet(looking, entries=6, layers=0)

@@ -40,34 +40,18 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 
 def native(parts: tuple[Path, Path], output: Path, **changes: object) -> NativeConfig:
-    values = {
-        "dataset": parts[1],
-        "init": parts[0],
-        "output": output,
-        "steps": 2,
-        "warmup": 1,
-        "evaluate_every": 2,
-        "plain_rows": 1,
-        "lookup": LookupShape(),
-        "mix": MIX,
-        "windows": WINDOWS,
-    }
-    return NativeConfig.model_validate(values | changes)
+    values = {"init": parts[0], "plain_rows": 1, "lookup": LookupShape()}
+    return NativeConfig.model_validate(shared(parts, output) | values | changes)
 
 
 def gist(parts: tuple[Path, Path], output: Path, **changes: object) -> GistConfig:
-    values = {
-        "base": parts[0],
-        "dataset": parts[1],
-        "output": output,
-        "steps": 2,
-        "warmup": 1,
-        "evaluate_every": 1,
-        "lookup": LookupShape(layers=1, hidden=16, attention_heads=2),
-        "mix": MIX,
-        "windows": WINDOWS,
-    }
-    return GistConfig.model_validate(values | changes)
+    values = {"base": parts[0], "lookup": LookupShape(layers=1, hidden=16, attention_heads=2)}
+    return GistConfig.model_validate(shared(parts, output) | values | changes)
+
+
+def shared(parts: tuple[Path, Path], output: Path) -> dict[str, object]:
+    steps = {"steps": 2, "warmup": 1, "evaluate_every": 1}
+    return {"dataset": parts[1], "output": output, "mix": MIX, "windows": WINDOWS, **steps}
 
 
 def test_a_native_run_makes_a_bundle_that_belongs_together(parts: tuple[Path, Path], tmp_path: Path) -> None:
