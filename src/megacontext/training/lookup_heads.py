@@ -68,8 +68,8 @@ def find_layout(
         if not (0 <= layer < scores.shape[0] and 0 <= head < scores.shape[1]) or not base.full_attention[layer]:
             whole = [at for at, full in enumerate(base.full_attention) if full]
             raise ConfigError(
-                f"no head {head} of layer {layer} that sees any distance: this base has {scores.shape[1]} key/value heads a layer, "
-                f"and full attention in layers {whole}"
+                f"no head {head} of layer {layer} that sees any distance: this base has {scores.shape[1]} key/value heads "
+                f"a layer, and full attention in layers {whole}"
             )
     with capturing([heads[0][0]]) as captured:
         base.forward(base.embed(torch.zeros(1, 1, dtype=torch.int64)), torch.zeros(1, 1, dtype=torch.int64))
