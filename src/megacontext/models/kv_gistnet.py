@@ -155,11 +155,12 @@ class KeyValueGistNet(PretrainedNet):
             live = torch.zeros(CANONICAL_ROWS, BLOCK, dtype=torch.bool, device=self.device)
             count = rows.stop - start
             batch[:count], live[:count] = ids[rows].to(batch), mask[rows].to(live.device)
-            out[rows] = self._encode(base, batch, live)[:count].to("cpu", torch.float16)
+            out[rows] = self.encode_together(base, batch, live)[:count].to("cpu", torch.float16)
         self.train(was_training)
         return out
 
-    def _encode(self, base: BaseLM, ids: Tensor, mask: Tensor) -> Tensor:
+    def encode_together(self, base: BaseLM, ids: Tensor, mask: Tensor) -> Tensor:
+        """As ``encode_blocks``, float32 [N, g, W] of all N at once where the base is: faster, but the last bits depend on N."""
         keys, values, embeds = self._computed(base, ids, mask)
         return self._keep(self.gains[0] * keys, self.gains[1] * values, self.scores(embeds, ids, mask), mask)
 

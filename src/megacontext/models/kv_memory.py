@@ -86,6 +86,12 @@ class Memory(Protocol):
         """Where it is read."""
         ...
 
+    @property
+    def stretches(self) -> Sequence[int] | None:
+        """Lengths of consecutive stretches of the slots that see, among slots, only their own stretch, causally, so that nothing
+        has to be computed between them; None where the mask says more."""
+        ...
+
     def read(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Keys and values [B, h, m, c] of the layer's lookup heads, positions put on, and the bias [B or 1, 1, q or 1, m].
 
@@ -102,6 +108,7 @@ class StoredMemory:
     keys: dict[int, Tensor]
     values: dict[int, Tensor]
     bias: Tensor
+    stretches: Sequence[int] | None = None
 
     def read(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """See ``Memory``."""
@@ -186,43 +193,57 @@ def lookup_attention(
     capture, state = _capture.get(), _reading.get()
     if capture is not None:
         capture.take(layer, query, key, value)
-    if state is None or layer not in state.memory.layout.layers:
+    stretches = state.memory.stretches if state is not None else None
+    if state is not None and layer in state.memory.layout.layers:
+        state.layers.add(layer)
+        mixed = _with_memory(query, key, value, attention_mask, state.memory, layer, options["scaling"])
+    elif stretches is not None and options.get("sliding_window") is None:
+        mixed = _within_stretches(query, *_for_queries(query, key, value), stretches, options["scaling"])
+    else:
         plain: tuple[Tensor, None] = ALL_ATTENTION_FUNCTIONS["sdpa"](module, query, key, value, attention_mask, **options)
         return plain
-    state.layers.add(layer)
-    found = state.memory.read(layer, key, value)
-    mixed = _with_memory(query, key, value, attention_mask, state.memory.layout.heads_of(layer), found, options["scaling"])
     return mixed.transpose(1, 2).contiguous(), None
 
 
+def _for_queries(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+    """Keys and values [B, H, k, c] as often as there are query heads to a group."""
+    group = query.shape[1] // key.shape[1]
+    return (key, value) if group == 1 else (key.repeat_interleave(group, dim=1), value.repeat_interleave(group, dim=1))
+
+
+def _within_stretches(query: Tensor, key: Tensor, value: Tensor, stretches: Sequence[int], scaling: float) -> Tensor:
+    """Causal attention [B, H, q, c] of each stretch to itself."""
+    parts = zip(*(torch.split(part, list(stretches), dim=2) for part in (query, key, value)), strict=True)
+    return torch.cat([F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling) for q, k, v in parts], dim=2)
+
+
 def _with_memory(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    mask: Tensor | None,
-    lookup: list[int],
-    found: tuple[Tensor, Tensor, Tensor],
-    scaling: float,
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, memory: Memory, layer: int, scaling: float
 ) -> Tensor:
     """Lookup heads over memory and slots, the others over slots: [B, Hq, q, c]."""
-    keys, values, bias = found
+    keys, values, bias = memory.read(layer, key, value)
     if mask is None:
         raise UnsupportedModel("a base that reads key/value gists has to be given its mask")
+    lookup = memory.layout.heads_of(layer)
     heads, group = key.shape[1], query.shape[1] // key.shape[1]
     others = [head for head in range(heads) if head not in lookup]
 
-    def attend(chosen: list[int], k: Tensor, v: Tensor, allow: Tensor) -> Tensor:
-        at = [head * group + member for head in chosen for member in range(group)]
-        if group > 1:
-            k, v = k.repeat_interleave(group, dim=1), v.repeat_interleave(group, dim=1)
-        return F.scaled_dot_product_attention(query[:, at], k, v, attn_mask=allow, scale=scaling)
+    def attend(chosen: list[int], k: Tensor, v: Tensor, allow: Tensor | None) -> Tensor:
+        asking = query[:, [head * group + member for head in chosen for member in range(group)]]
+        k, v = _for_queries(asking, k, v)
+        if allow is None:
+            assert memory.stretches is not None
+            return _within_stretches(asking, k, v, memory.stretches, scaling)
+        return F.scaled_dot_product_attention(asking, k, v, attn_mask=allow, scale=scaling)
 
     rows = max(len(bias), len(mask))
     both = torch.cat([part.to(mask.dtype).expand(rows, -1, query.shape[2], -1) for part in (bias, mask)], dim=-1)
     more_keys = torch.cat([keys.to(key.dtype), key[:, lookup]], dim=2)
     more_values = torch.cat([values.to(value.dtype), value[:, lookup]], dim=2)
     parts = [(lookup, attend(lookup, more_keys, more_values, both))]
-    parts += [(others, attend(others, key[:, others], value[:, others], mask))] if others else []
+    if others:
+        allow = mask if memory.stretches is None else None
+        parts.append((others, attend(others, key[:, others], value[:, others], allow)))
     places = [head * group + member for chosen, _ in parts for head in chosen for member in range(group)]
     order = torch.tensor(places, device=query.device).argsort()
     return torch.cat([part for _, part in parts], dim=1)[:, order]

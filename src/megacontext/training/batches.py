@@ -27,7 +27,7 @@ from megacontext.training.band import band_logits, draw_bands, needs_far
 from megacontext.training.config import MixConfig
 from megacontext.training.curriculum import Stage
 from megacontext.training.dataset import Blocks
-from megacontext.training.kv_band import draw_kept, lookup_band_logits
+from megacontext.training.kv_band import draw_kept, farther_memory, lookup_band_logits
 from megacontext.training.losses import TopTeacher, hidden_states
 from megacontext.training.recall import RecallLines
 
@@ -193,7 +193,12 @@ def lookup_batch(
     base: BaseLM, net: KeyValueGistNet, train: Blocks, rng: np.random.Generator, mix: MixConfig, noise: float
 ) -> Batch:
     """As ``banded_batch``, behind key/value gists; ``noise`` (nats) on what they keep."""
-    rows = sample_rows(train, rng, rows=mix.rows, blocks=mix.blocks)
+    before = int(rng.integers(mix.farther[0], mix.farther[1] + 1))
+    drawn = sample_rows(train, rng, rows=mix.rows, blocks=before + mix.blocks)
+    past, rows = drawn[:, : before * BLOCK], drawn[:, before * BLOCK :]
+    if before and rng.random() < mix.strange:
+        past = sample_rows(train, rng, rows=mix.rows, blocks=before)
+    farther = farther_memory(base, net, torch.from_numpy(past).to(base.device)) if before else None
     ids = _augmented(base, rows, rng, mix)
     bands = draw_bands(rng, blocks=mix.blocks, group=mix.group)
     embeds = base.embed(ids)
@@ -206,7 +211,7 @@ def lookup_batch(
         gists=embeds.new_zeros(len(ids), bands.gisted, net.vectors, 0),
         scored=torch.arange(1, ids.shape[1]),
         columns=torch.arange(ids.shape[1] - 1),
-        forward=lambda: lookup_band_logits(base, net, embeds, kept, bands),
+        forward=lambda: lookup_band_logits(base, net, embeds, kept, bands, farther),
         weight=1.0 + mix.far_weight * needs_far(ids, bands) if mix.far_weight else None,
     )
 

@@ -181,12 +181,17 @@ class MixConfig(Frozen):
     ``group`` blocks (``training.band``); else windows of ``far`` blocks at random detail with a raw ``tail``, where with
     probability ``lod2`` up to ``most_spans`` LOD2 spans stand in front. ``absolute`` is the share of those with absolute
     instead of window positions. A token that occurs in the gisted part and not nearer weighs ``1 + far_weight``.
+
+    Rows behind key/value gists see ``farther`` more blocks (between, inclusive) as gists before their first token: what stands
+    there in the corpus or, with probability ``strange``, a stretch from elsewhere, in which nothing is to be found.
     """
 
     rows: int = 4
     banded: float = Field(default=0.0, ge=0, le=1)
     blocks: int = Field(default=34, ge=2)
     group: tuple[int, int] = (4, 8)
+    farther: tuple[int, int] = (0, 0)
+    strange: float = Field(default=0.5, ge=0, le=1)
     far_weight: float = Field(default=0.0, ge=0)
     far: tuple[int, int] = (8, 28)
     tail: int = Field(default=8, ge=1)

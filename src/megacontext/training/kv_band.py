@@ -17,8 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from megacontext.core.node import BLOCK
+from megacontext.engine.slot_reader import GistEntries
 from megacontext.models.base_lm import BaseLM
 from megacontext.models.kv_gistnet import KeyValueGistNet
+from megacontext.models.kv_memory import StoredMemory
 from megacontext.models.rotary import Rotary
 from megacontext.training.band import Bands
 
@@ -35,8 +37,11 @@ class Kept:
 class BandMemory:
     """A ``Memory`` made of the pass that reads it."""
 
-    def __init__(self, net: KeyValueGistNet, rotary: Rotary, chosen: Kept, bands: Bands) -> None:
+    def __init__(
+        self, net: KeyValueGistNet, rotary: Rotary, chosen: Kept, bands: Bands, farther: StoredMemory | None = None
+    ) -> None:
         self.layout = net.layout
+        self._farther = farther
         self._gains = net.gains
         vectors, stride = net.vectors, net.config.position_stride
         self._rotary = rotary
@@ -51,6 +56,8 @@ class BandMemory:
         block = torch.arange(bands.gisted, device=kept.device)
         self._gist = ((block[:, None] * vectors + vector) * stride).flatten()
         self._sees = block.repeat_interleave(kept.shape[2])[None] < start[:, None]
+        ends = [*bands.starts[1:].tolist(), bands.blocks]
+        self.stretches = [(end - first) * BLOCK for first, end in zip(bands.starts.tolist(), ends, strict=True)]
         same = start[None] == start[:, None]
         self.allow = same & torch.ones_like(same).tril()
 
@@ -67,7 +74,13 @@ class BandMemory:
         bias = torch.zeros(self._sees.shape, dtype=keys.dtype, device=keys.device)
         bias = bias.masked_fill(~self._sees, torch.finfo(keys.dtype).min)[None, None] + self._gate.to(keys.dtype)
         key_gain, value_gain = self._gains
-        return key_gain * self._rotary.put_on(plain, self._gist[None]), value_gain * values[:, heads].gather(2, at), bias
+        near = key_gain * self._rotary.put_on(plain, self._gist[None]), value_gain * values[:, heads].gather(2, at)
+        if self._farther is None:
+            return *near, bias
+        far_keys, far_values, far_bias = self._farther.read(layer, keys, values)
+        rows = max(len(far_bias), len(bias))
+        bias = torch.cat([part.expand(rows, -1, bias.shape[2], -1) for part in (far_bias, bias)], dim=-1)
+        return torch.cat([far_keys, near[0]], dim=2), torch.cat([far_values, near[1]], dim=2), bias
 
 
 def draw_kept(
@@ -91,12 +104,26 @@ def draw_kept(
     return Kept(places=places.view(rows, gisted, most), gate=(margin - margin.detach()).view(rows, gisted, most))
 
 
-def lookup_band_logits(base: BaseLM, net: KeyValueGistNet, embeds: Tensor, kept: Kept, bands: Bands) -> Tensor:
-    """Logits [B, N·32, V] behind every raw token of ``embeds`` [B, N·32, d], as ``band_logits``.
+def farther_memory(base: BaseLM, net: KeyValueGistNet, ids: Tensor) -> StoredMemory:
+    """Gists of the blocks ``ids`` int64 [B, m·32] that stand before a row, as a memory would have them: each block read alone,
+    its vectors at the places before the row's first. No gradients reach them."""
+    blocks = ids.reshape(-1, BLOCK)
+    base.enable_lookup()
+    with torch.no_grad():
+        gists = net.encode_together(base, blocks, torch.ones_like(blocks, dtype=torch.bool)).view(len(ids), -1, net.width)
+        places = torch.arange(-gists.shape[1], 0) * net.config.position_stride
+        return GistEntries(base, net.layout).entries_of(gists, places.expand(len(ids), -1))
+
+
+def lookup_band_logits(
+    base: BaseLM, net: KeyValueGistNet, embeds: Tensor, kept: Kept, bands: Bands, farther: StoredMemory | None = None
+) -> Tensor:
+    """Logits [B, N·32, V] behind every raw token of ``embeds`` [B, N·32, d], as ``band_logits``; ``farther`` is seen by all.
 
     Differentiable.
     """
     base.enable_lookup()
-    memory = BandMemory(net, base.rotary, kept, bands)
+    memory = BandMemory(net, base.rotary, kept, bands, farther)
     positions = memory.positions.expand(len(embeds), -1)
-    return base.forward(embeds, positions, mask=memory.allow, memory=memory if bands.gisted else None).logits
+    anything = bands.gisted or farther is not None
+    return base.forward(embeds, positions, mask=memory.allow, memory=memory if anything else None).logits
