@@ -66,7 +66,7 @@ class Families:
 
 
 def families(window: WorkingContext) -> Families:
-    """The families that are wholly present, below a complete parent and outside of the tail."""
+    """The families that are wholly present, below a complete parent that may be shown and outside of the tail."""
     lod, index = window.lod, parents_of(window.lod, window.index)
     change = (lod[1:] != lod[:-1]) | (index[1:] != index[:-1])
     first = np.flatnonzero(np.concatenate([[len(window) > 0], change]))
@@ -76,6 +76,7 @@ def families(window: WorkingContext) -> Families:
     stop = first_blocks_of(up, index) + span_blocks_of(up)
     # Children of one parent are neighbours once all live ones are there; a split run is too short.
     keep = (stop <= window.tail_start) & (count == window.timeline.family_sizes(up, index))
+    keep &= ~window.timeline.denied_mask(up, index)
     up, index, first, count = up[keep], index[keep], first[keep], count[keep]
     each = np.where(up == 1, np.int64(BLOCK), np.int64(window.vectors))
     return Families(up, index, first, count, count * each - window.vectors)
@@ -199,6 +200,8 @@ def _locate_collapse(edit: Collapse, window: WorkingContext) -> tuple[int, int, 
         return f"({lod}, {index}) is not a complete node, so nothing can collapse into it"
     if node_blocks(lod, index)[1] > window.tail_start:
         return f"({lod}, {index}) reaches into the protected tail, which starts at block {window.tail_start}"
+    if window.timeline.holds_denied(lod, index):
+        return f"({lod}, {index}) holds blocks that are denied to this reader, so nothing can collapse into it"
     live = window.timeline.live_children(lod, index)
     first = window.find(lod - 1, int(live[0])) if live.size else None
     if first is not None:

@@ -8,7 +8,8 @@ from itertools import product
 import numpy as np
 
 from megacontext.core.node import BLOCK, LodArray, Node
-from megacontext.core.timeline import BlockRange, Timeline
+from megacontext.core.ranges import BlockRange
+from megacontext.core.timeline import Timeline
 from megacontext.core.working_context import WorkingContext
 from megacontext.errors import BudgetError
 

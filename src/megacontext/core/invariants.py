@@ -25,13 +25,15 @@ from megacontext.core.node import (
 from megacontext.errors import InvariantError
 
 if TYPE_CHECKING:  # the window checks itself on construction, so it imports this module
-    from megacontext.core.timeline import BlockRange, Timeline
+    from megacontext.core.ranges import BlockRange
+    from megacontext.core.timeline import Timeline
     from megacontext.core.working_context import WorkingContext
 
 
 def check_window(window: WorkingContext) -> None:
-    """Everything that one window shows: alignment, tiling, tail, budget, order of positions."""
+    """Everything that one window shows: alignment, tiling, tail, budget, order of positions, nothing denied."""
     alignment(window)
+    allowed(window)
     tiling(window)
     tail(window)
     budget(window)
@@ -50,19 +52,18 @@ def budget(window: WorkingContext) -> None:
 
 
 def tiling(window: WorkingContext) -> None:
-    """2. Entries cover the live complete blocks once, in order; wholly dead nodes are absent."""
+    """2. Entries cover the live, allowed complete blocks once, in order; what is wholly dead or denied is absent."""
     start = window.first_blocks
     stop = start + window.span_blocks
     _refuse(window, np.diff(start, prepend=-1) <= 0, "tiling: out of order")
     _refuse(window, start < np.concatenate([[0], stop])[: start.size], "tiling: overlaps the one before")
     _refuse(window, window.timeline.dead_mask(window.lod, window.index), "tiling: wholly dead")
-    gap_start = np.concatenate([[0], stop])
+    gap_start = np.concatenate([[0], stop]).astype(np.int64)
     gap_stop = np.concatenate([start, [window.timeline.blocks]])
-    for at in np.flatnonzero(gap_start < gap_stop):
-        span = (int(gap_start[at]), int(gap_stop[at]))
-        if not any(a <= span[0] and span[1] <= b for a, b in window.timeline.dead):
-            where = f"before {_name(window, int(at))}" if at < len(window) else "at the end"
-            raise InvariantError(f"tiling: live blocks in [{span[0]}, {span[1]}) have no entry, {where}")
+    uncovered = (gap_start < gap_stop) & ~window.timeline.absent_spans(gap_start, gap_stop)
+    for at in np.flatnonzero(uncovered)[:1].tolist():
+        where = f"before {_name(window, at)}" if at < len(window) else "at the end"
+        raise InvariantError(f"tiling: live blocks in [{gap_start[at]}, {gap_stop[at]}) have no entry, {where}")
 
 
 def alignment(window: WorkingContext) -> None:
@@ -137,6 +138,11 @@ def positions(
         raise InvariantError(f"positions: slot {slot} at {position[slot]} is outside of {_name(window, int(entry[slot]))}")
 
 
+def allowed(window: WorkingContext) -> None:
+    """7, for a window: no entry's span holds a block that is denied to the reader, dead or not."""
+    _refuse(window, window.timeline.denied_mask(window.lod, window.index), "isolation: holds denied blocks")
+
+
 def isolation(window: WorkingContext, lod: LodArray, index: IntArray, denied: Sequence[BlockRange] = ()) -> None:
     """7. The base sees entries of this window only, and nothing whose span holds a denied block.
 
@@ -144,8 +150,9 @@ def isolation(window: WorkingContext, lod: LodArray, index: IntArray, denied: Se
         window: the working context.
         lod: int8[m], levels of what is about to be shown.
         index: int64[m], their indexes.
-        denied: block ranges that the reader may not see, not even inside of a gist.
+        denied: block ranges that the reader may not see, not even inside of a gist, besides those of the timeline.
     """
+    allowed(window)
     ours = set(zip(window.lod.tolist(), window.index.tolist(), strict=True))
     for node in zip(lod.tolist(), index.tolist(), strict=True):
         if node not in ours:

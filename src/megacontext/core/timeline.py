@@ -1,8 +1,14 @@
-"""The timeline: what exists so far, which of it is dead, and which nodes are complete."""
+"""The timeline: what exists so far, which of it is dead or denied, and which nodes are complete.
+
+*Dead* blocks were superseded, removed or erased; gists above them are re-made from live children, so a partly dead
+node may be shown. *Denied* blocks are live, but not for this reader: no gist whose span holds one may be shown, since
+it was made from it too. Blocks that are either are *absent*: a window has no entry for them.
+"""
 
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -15,14 +21,14 @@ from megacontext.core.node import (
     IntArray,
     LodArray,
     children,
+    coarsest_nodes,
     first_blocks_of,
     node_blocks,
     span_blocks_of,
     top_lod,
 )
+from megacontext.core.ranges import BlockRange, BlockRanges, joined
 from megacontext.errors import InvalidInput
-
-BlockRange = tuple[int, int]
 
 _CHILDREN = np.arange(BLOCK, dtype=np.int64)
 
@@ -36,22 +42,25 @@ class Timeline:
         open_tokens: tokens in the unfinished block after them, 0 to 31.
         dead: block ranges ``(start, stop)`` that were superseded, removed or erased; sorted and
             disjoint.
+        denied: block ranges that the reader may not see, in the same form; they may overlap dead ones.
 
     Raises:
-        InvalidInput: for negative counts, 32 or more open tokens, or dead ranges that are unsorted,
+        InvalidInput: for negative counts, 32 or more open tokens, or ranges that are unsorted,
             overlapping, empty or past the last complete block.
     """
 
     blocks: int
     open_tokens: int = 0
     dead: tuple[BlockRange, ...] = ()
+    denied: tuple[BlockRange, ...] = ()
 
     def __post_init__(self) -> None:
         if not 0 <= self.blocks <= BLOCK ** (MAX_LOD - 1):
             raise InvalidInput(f"a timeline has 0 to 32**{MAX_LOD - 1} blocks; {self.blocks} were given")
         if not 0 <= self.open_tokens < BLOCK:
             raise InvalidInput(f"an unfinished block has 0 to {BLOCK - 1} tokens; {self.open_tokens} were given")
-        object.__setattr__(self, "dead", _joined(self.dead, self.blocks))
+        for name in ("dead", "denied"):
+            object.__setattr__(self, name, _checked(name, getattr(self, name), self.blocks))
 
     @property
     def tokens(self) -> int:
@@ -61,7 +70,7 @@ class Timeline:
     @property
     def live_blocks(self) -> int:
         """Complete blocks that are not dead."""
-        return self.blocks - int(self._dead_total[-1])
+        return self.blocks - self._dead.total
 
     @property
     def levels(self) -> int:
@@ -76,46 +85,77 @@ class Timeline:
         """Whether all blocks of a node exist (dead or not)."""
         return index >= 0 and node_blocks(lod, index)[1] <= self.blocks
 
+    def dead_mask(self, lod: LodArray, index: IntArray) -> BoolArray:
+        """Whether every block of each node or entry is dead; bool of the arrays' shape."""
+        return self._dead.cover(*_spans(lod, index))
+
+    def absent_mask(self, lod: LodArray, index: IntArray) -> BoolArray:
+        """Whether every block of each node or entry is dead or denied, so that no window has an entry for it."""
+        return self._absent.cover(*_spans(lod, index))
+
+    def denied_mask(self, lod: LodArray, index: IntArray) -> BoolArray:
+        """Whether each node or entry holds a denied block, dead or not, so that this reader must not see it."""
+        return self._denied.touch(*_spans(lod, index))
+
     def is_dead(self, lod: int, index: int) -> bool:
         """Whether every block of a node or entry is dead."""
-        if not self.dead:
-            return False
-        start, stop = node_blocks(lod, index)
-        # Ranges are joined, so a wholly dead span lies inside exactly one of them.
-        at = bisect_right(self.dead, start, key=lambda span: span[0]) - 1
-        return at >= 0 and stop <= self.dead[at][1]
+        return _covers(self.dead, *node_blocks(lod, index))
 
-    def dead_mask(self, lod: LodArray, index: IntArray) -> BoolArray:
-        """``is_dead`` for arrays of one shape; bool of that shape."""
-        start = first_blocks_of(lod, index)
-        if not self.dead:
-            return np.zeros(start.shape, np.bool_)
-        at = np.searchsorted(self._dead_starts, start, side="right") - 1
-        covered: BoolArray = (at >= 0) & (start + span_blocks_of(lod) <= self._dead_stops[at])
-        return covered
+    def holds_denied(self, lod: int, index: int) -> bool:
+        """Whether a node or entry holds a denied block, dead or not."""
+        start, stop = node_blocks(lod, index)
+        at = bisect_right(self.denied, start, key=lambda span: span[1])
+        return at < len(self.denied) and self.denied[at][0] < stop
+
+    def absent_spans(self, start: IntArray, stop: IntArray) -> BoolArray:
+        """Whether every block of each block span ``[start, stop)`` is dead or denied."""
+        return self._absent.cover(start, stop)
+
+    def present(self, start: int, stop: int) -> IntArray:
+        """The blocks of ``[start, stop)`` that are neither dead nor denied, int64[k]."""
+        block = np.arange(start, stop, dtype=np.int64)
+        return block[~self._absent.cover(block, block + 1)]
+
+    def coarsest(self, stop: int) -> tuple[LodArray, IntArray]:
+        """The fewest nodes that tile the present blocks of ``[0, stop)``, in order.
+
+        Where a node holds denied blocks, its children take its place, level by level, until none does.
+        """
+        lod, index = self._without_absent(*coarsest_nodes(stop))
+        if not self.denied:
+            return lod, index
+        done: list[tuple[LodArray, IntArray]] = []
+        while lod.size:
+            held = self.denied_mask(lod, index)  # lod 1 never: a block that is denied is absent
+            done.append((lod[~held], index[~held]))
+            below = (index[held][:, None] * BLOCK + _CHILDREN).ravel()
+            lod, index = self._without_absent(np.repeat(lod[held] - 1, BLOCK).astype(np.int8), below)
+        lod, index = np.concatenate([lod, *(part for part, _ in done)]), np.concatenate([index, *(part for _, part in done)])
+        order = np.argsort(first_blocks_of(lod, index), kind="stable")
+        return lod[order], index[order]
 
     def live_children(self, lod: int, index: int) -> IntArray:
-        """Indexes of a node's children that are not wholly dead, int64[k]; for lod 1 the block."""
+        """Indexes of a node's children that are not wholly absent, int64[k]; for lod 1 the block."""
         child_lod, span = children(lod, index)
         index_array = np.arange(span.start, span.stop, dtype=np.int64)
-        if not self.dead:
+        if not self._any_absent:
             return index_array
         lods = np.full(index_array.size, child_lod, np.int8)
-        return index_array[~self.dead_mask(lods, index_array)]
+        return index_array[~self.absent_mask(lods, index_array)]
 
     def family_size(self, lod: int, index: int) -> int:
         """How many live children a node (lod >= 1) has."""
-        if not self.dead:
+        if not self._any_absent:
             return 1 if lod == 1 else BLOCK
         return int(self.live_children(lod, index).size)
 
     def family_sizes(self, lod: LodArray, index: IntArray) -> IntArray:
         """How many live children each node (lod >= 1) has, int64[n]."""
-        if not self.dead:
+        if not self._any_absent:
             return np.where(lod == 1, np.int64(1), np.int64(BLOCK))
-        child_lod = np.maximum(lod - 1, 1).astype(np.int8)  # (1, i) and (0, i) are dead together
+        child_lod = np.maximum(lod - 1, 1).astype(np.int8)  # (1, i) and (0, i) are absent together
         child = np.where((lod == 1)[:, None], index[:, None], index[:, None] * BLOCK + _CHILDREN)
-        alive = ~self.dead_mask(np.broadcast_to(child_lod[:, None], child.shape), child)
+        alive = ~self.absent_mask(np.broadcast_to(child_lod[:, None], child.shape), child)
         return np.where(lod == 1, alive[:, 0], alive.sum(axis=1)).astype(np.int64)
 
     def extend(self, blocks: int, open_tokens: int = 0) -> Timeline:
@@ -129,9 +169,8 @@ class Timeline:
                 f"a timeline only grows: it has {self.tokens} tokens and cannot become {blocks * BLOCK + open_tokens}"
             )
         later = Timeline(blocks, open_tokens)
-        # Dead ranges stay valid when a timeline grows; every decoded token comes by here.
-        carried = {name: value for name, value in self.__dict__.items() if "dead" in name}
-        later.__dict__.update(carried)
+        # Ranges stay valid when a timeline grows; every decoded token comes by here.
+        later.__dict__.update({name: value for name, value in self.__dict__.items() if name in _RANGES})
         return later
 
     def append(self, tokens: int) -> Timeline:
@@ -139,56 +178,66 @@ class Timeline:
         return self.extend(*divmod(self.tokens + tokens, BLOCK))
 
     def truncate(self, tokens: int) -> Timeline:
-        """The timeline as it was at ``tokens`` tokens, with today's dead ranges."""
+        """The timeline as it was at ``tokens`` tokens, with today's dead and denied ranges."""
         blocks, open_tokens = divmod(min(tokens, self.tokens), BLOCK)
-        dead = tuple((a, min(b, blocks)) for a, b in self.dead if a < blocks)
-        return Timeline(blocks, open_tokens, dead)
+        dead, denied = (tuple((a, min(b, blocks)) for a, b in spans if a < blocks) for spans in (self.dead, self.denied))
+        return Timeline(blocks, open_tokens, dead, denied)
 
     def kill(self, start: int, stop: int) -> Timeline:
         """The timeline with blocks ``[start, stop)`` dead as well; ranges may overlap dead ones."""
-        spans: list[BlockRange] = []
-        for a, b in sorted((*self.dead, (start, stop))):
-            if spans and a <= spans[-1][1]:
-                spans[-1] = (spans[-1][0], max(spans[-1][1], b))
-            else:
-                spans.append((a, b))
-        return Timeline(self.blocks, self.open_tokens, tuple(spans))
+        return Timeline(self.blocks, self.open_tokens, joined((*self.dead, (start, stop))), self.denied)
+
+    def deny(self, spans: Iterable[BlockRange]) -> Timeline:
+        """The timeline for a reader that may not see the blocks of ``spans`` either; they may overlap and touch."""
+        return Timeline(self.blocks, self.open_tokens, self.dead, joined((*self.denied, *spans)))
 
     def grows_from(self, earlier: Timeline) -> bool:
-        """Whether this is ``earlier`` after appends and deaths: nothing is lost or revived."""
-        if self.tokens < earlier.tokens:
+        """Whether this is ``earlier`` after appends and deaths, for the same reader: nothing is lost or revived."""
+        if self.tokens < earlier.tokens or self.denied != earlier.denied:
             return False
-        if self.dead == earlier.dead:
-            return True
-        spans = zip(*earlier.dead, strict=True) if earlier.dead else ((), ())
-        starts, stops = (np.array(side, np.int64) for side in spans)
-        at = np.searchsorted(self._dead_starts, starts, side="right") - 1
-        return bool(np.all(at >= 0) and np.all(stops <= self._dead_stops[at])) if starts.size else True
+        return self.dead == earlier.dead or bool(np.all(self._dead.cover(earlier._dead.starts, earlier._dead.stops)))
+
+    def _without_absent(self, lod: LodArray, index: IntArray) -> tuple[LodArray, IntArray]:
+        there = ~self.absent_mask(lod, index)
+        return lod[there], index[there]
+
+    @property
+    def _any_absent(self) -> bool:
+        return bool(self.dead or self.denied)
 
     @cached_property
-    def _dead_starts(self) -> IntArray:
-        return np.array([start for start, _ in self.dead], np.int64)
+    def _dead(self) -> BlockRanges:
+        return BlockRanges.of(self.dead)
 
     @cached_property
-    def _dead_stops(self) -> IntArray:
-        # The sentinel lets ``stops[-1]`` be read when no range starts before a span (it is masked).
-        return np.array([stop for _, stop in self.dead] or [0], np.int64)
+    def _denied(self) -> BlockRanges:
+        return BlockRanges.of(self.denied)
 
     @cached_property
-    def _dead_total(self) -> IntArray:
-        return np.cumsum([0, *(stop - start for start, stop in self.dead)], dtype=np.int64)
+    def _absent(self) -> BlockRanges:
+        return BlockRanges.of(joined((*self.dead, *self.denied))) if self.denied else self._dead
 
 
-def _joined(dead: tuple[BlockRange, ...], blocks: int) -> tuple[BlockRange, ...]:
-    """Dead ranges checked, with touching ones joined, so that equal timelines compare equal."""
-    joined: list[BlockRange] = []
-    for start, stop in dead:
+_RANGES = ("dead", "denied", "_dead", "_denied", "_absent")
+
+
+def _spans(lod: LodArray, index: IntArray) -> tuple[IntArray, IntArray]:
+    start = first_blocks_of(lod, index)
+    return start, start + span_blocks_of(lod)
+
+
+def _covers(ranges: tuple[BlockRange, ...], start: int, stop: int) -> bool:
+    at = bisect_right(ranges, start, key=lambda span: span[0]) - 1
+    return at >= 0 and stop <= ranges[at][1]
+
+
+def _checked(name: str, ranges: tuple[BlockRange, ...], blocks: int) -> tuple[BlockRange, ...]:
+    """Ranges checked, with touching ones joined, so that equal timelines compare equal."""
+    last = 0
+    for start, stop in ranges:
         if not 0 <= start < stop <= blocks:
-            raise InvalidInput(f"dead range ({start}, {stop}) is empty or outside of the {blocks} complete blocks")
-        if joined and start < joined[-1][1]:
-            raise InvalidInput(f"dead ranges must be sorted and disjoint: ({start}, {stop}) follows {joined[-1]}")
-        if joined and start == joined[-1][1]:
-            joined[-1] = (joined[-1][0], stop)
-        else:
-            joined.append((start, stop))
-    return tuple(joined)
+            raise InvalidInput(f"{name} range ({start}, {stop}) is empty or outside of the {blocks} complete blocks")
+        if start < last:
+            raise InvalidInput(f"{name} ranges must be sorted and disjoint: ({start}, {stop}) starts before {last}")
+        last = stop
+    return joined(ranges)

@@ -1,4 +1,4 @@
-"""The working context: an immutable tiling of the live timeline by raw blocks and gists.
+"""The working context: an immutable tiling of what a reader may see of the live timeline.
 
 Entries are two parallel arrays, ``lod int8[n]`` and ``index int64[n]``, in timeline order. The
 unfinished block is implicit: raw, after the last entry, at the cost of its tokens.
@@ -17,7 +17,6 @@ from megacontext.core.node import (
     FloatArray,
     IntArray,
     LodArray,
-    coarsest_nodes,
     first_blocks_of,
     node_blocks,
     span_blocks_of,
@@ -87,19 +86,18 @@ class WorkingContext:
 
     @classmethod
     def coarsest(cls, timeline: Timeline, budget: int, recent: int, vectors: int = 1) -> WorkingContext:
-        """The cheapest window there is: the tail raw, the largest complete nodes before it.
+        """The cheapest window there is: the tail raw, the largest complete nodes before it that the reader may see.
 
         Raises:
             BudgetError: if even that does not fit; the message names the minimum.
         """
         _check_sizes(budget, recent, vectors)
         tail_start = timeline.tail_start(recent)
-        lod, index = coarsest_nodes(tail_start)
-        tail = np.arange(tail_start, timeline.blocks, dtype=np.int64)
+        lod, index = timeline.coarsest(tail_start)
+        tail = timeline.present(tail_start, timeline.blocks)
         lod = np.concatenate([lod, np.zeros(tail.size, np.int8)])
         index = np.concatenate([index, tail])
-        alive = ~timeline.dead_mask(lod, index)
-        window = cls.trusted(timeline, lod[alive], index[alive], budget, recent, vectors)
+        window = cls.trusted(timeline, lod, index, budget, recent, vectors)
         if window.cost > budget:
             gists = int(np.count_nonzero(window.lod)) * vectors
             raise BudgetError(
@@ -155,7 +153,7 @@ class WorkingContext:
 
     @cached_property
     def span_blocks(self) -> IntArray:
-        """Blocks that each entry covers, int64[n], dead ones included."""
+        """Blocks that each entry covers, int64[n], dead ones included (an entry holds no denied ones)."""
         return _protected(span_blocks_of(self.lod))
 
     @cached_property
@@ -206,14 +204,13 @@ class WorkingContext:
             BudgetError: if the new tokens do not fit; call ``make_room`` first.
         """
         if not timeline.grows_from(self.timeline):
-            raise InvalidInput("advance needs a later timeline: longer, with nothing back from the dead")
+            raise InvalidInput("advance needs a later timeline of the same reader: longer, with nothing back from the dead")
         lod, index = self.lod, self.index
         if timeline.dead != self.timeline.dead:
             alive = ~timeline.dead_mask(lod, index)
             lod, index = lod[alive], index[alive]
         if timeline.blocks > self.timeline.blocks:
-            new = np.arange(self.timeline.blocks, timeline.blocks, dtype=np.int64)
-            new = new[~timeline.dead_mask(np.zeros(new.size, np.int8), new)]
+            new = timeline.present(self.timeline.blocks, timeline.blocks)
             lod = np.concatenate([lod, np.zeros(new.size, np.int8)])
             index = np.concatenate([index, new])
         window = self.trusted(timeline, lod, index, self.budget, self.recent, self.vectors)

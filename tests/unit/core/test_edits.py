@@ -104,3 +104,17 @@ def test_families_are_complete_up_to_dead_children() -> None:
     assert found.lod.tolist() == [2, 2] and found.count.tolist() == [25, 1]
     assert found.saving.tolist() == [24, 0]
     assert apply_all([Collapse(2, 1), Collapse(2, 0)], opened) == window
+
+
+def test_nothing_collapses_into_what_holds_denied_blocks() -> None:
+    window = WorkingContext.coarsest(Timeline(64).deny([(3, 5)]), 1000, 0)
+    assert window.lod.tolist() == [1] * 30 + [2]
+    assert window.index.tolist() == [0, 1, 2, *range(5, 32), 1]
+    assert len(families(window)) == 0
+    assert "(2, 0) holds blocks that are denied" in (why_illegal(Collapse(2, 0), window) or "")
+    assert "denied" in (why_illegal(Collapse(1, 3), window) or "")
+    assert "not an entry" in (why_illegal(Expand(2, 0), window) or "") and "not an entry" in (
+        why_illegal(Expand(1, 3), window) or ""
+    )
+    opened = apply_all([Expand(1, 2), Expand(2, 1)], window)
+    assert apply_all([Collapse(2, 1), Collapse(1, 2)], opened) == window

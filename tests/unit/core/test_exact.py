@@ -33,6 +33,8 @@ EXACT = ExactAllocator(ExactConfig(reserve=0))
 def test_no_legal_window_is_better(blocks: int, slack: int, seed: int, vectors: int, data: st.DataObject) -> None:
     # Most of a LOD2 node is dead, so that all of its windows can be listed.
     timeline = Timeline(blocks, 3, ((2, 28),) if blocks > 30 else ())
+    if data.draw(st.booleans()):
+        timeline = timeline.deny([(min(blocks - 1, 27), min(blocks, 30))])
     least = WorkingContext.coarsest(timeline, 10**6, 32, vectors).cost
     window = WorkingContext.coarsest(timeline, least + slack, 32, vectors)
     for _ in range(data.draw(st.integers(0, 4))):

@@ -313,3 +313,12 @@ def test_an_empty_window_has_an_empty_plan() -> None:
     window = WorkingContext.coarsest(Timeline(0, 7), 99, 0)
     plan = GreedyAllocator().plan(window, FocusScores.zeros(window))
     assert plan.edits == () and plan.decisions == () and plan.cost == 7
+
+
+def test_a_denied_target_is_refused_without_touching_what_surrounds_it() -> None:
+    window = WorkingContext.coarsest(Timeline(64).deny([(3, 5)]).kill(40, 41), 1000, 0)
+    scores = FocusScores.zeros(window, Targets([3, 40, 50], [0.9, 0.9, 0.9]))
+    plan = GreedyAllocator().plan(window, scores)
+    assert plan.edits == (Expand(2, 1), Expand(1, 50))
+    reasons = {d.edit: d.reason for d in plan.decisions if not d.chosen}
+    assert "denied" in reasons[Expand(1, 3)] and "dead" in reasons[Expand(1, 40)]

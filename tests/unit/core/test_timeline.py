@@ -10,9 +10,9 @@ from megacontext.core import Timeline, node_blocks
 from megacontext.errors import InvalidInput
 
 
-def alive(timeline: Timeline) -> np.ndarray:
+def outside(timeline: Timeline, ranges: tuple[tuple[int, int], ...]) -> np.ndarray:
     mask = np.ones(timeline.blocks, bool)
-    for start, stop in timeline.dead:
+    for start, stop in ranges:
         mask[start:stop] = False
     return mask
 
@@ -20,7 +20,7 @@ def alive(timeline: Timeline) -> np.ndarray:
 @STEADY
 @given(timelines(), st.integers(0, 3), st.integers(0, 2200))
 def test_deadness_agrees_with_a_mask_of_blocks(timeline: Timeline, lod: int, index: int) -> None:
-    mask = alive(timeline)
+    mask = outside(timeline, timeline.dead)
     assert timeline.live_blocks == int(mask.sum())
     if not timeline.complete(lod, index):
         return
@@ -28,6 +28,12 @@ def test_deadness_agrees_with_a_mask_of_blocks(timeline: Timeline, lod: int, ind
     dead = not mask[start:stop].any()
     assert timeline.is_dead(lod, index) is dead
     assert timeline.dead_mask(np.array([lod], np.int8), np.array([index])).tolist() == [dead]
+    allowed = outside(timeline, timeline.denied)
+    mask &= allowed
+    nodes = np.array([lod], np.int8), np.array([index])
+    assert timeline.absent_mask(*nodes).tolist() == [not mask[start:stop].any()]
+    assert timeline.denied_mask(*nodes).tolist() == [not allowed[start:stop].all()] == [timeline.holds_denied(lod, index)]
+    assert timeline.present(start, stop).tolist() == (start + np.flatnonzero(mask[start:stop])).tolist()
     if lod:
         live = timeline.live_children(lod, index)
         child = [node_blocks(lod - 1, i) for i in live.tolist()]
@@ -56,6 +62,39 @@ def test_a_death_is_growth_and_a_resurrection_is_not() -> None:
     assert after.grows_from(before) and not before.grows_from(after)
 
 
+def test_a_timeline_of_another_reader_is_no_growth() -> None:
+    timeline = Timeline(100, 3, ((10, 20),))
+    denied = timeline.deny([(15, 30), (40, 50), (30, 32)])
+    assert denied.denied == ((15, 32), (40, 50)) and denied.dead == timeline.dead and denied != timeline
+    assert not denied.grows_from(timeline) and not timeline.grows_from(denied)
+    assert denied.append(77).grows_from(denied) and denied.append(77).denied == denied.denied
+    assert denied.truncate(45 * 32).denied == ((15, 32), (40, 45))
+
+
+@STEADY
+@given(timelines(), st.integers(0, 2200))
+def test_the_coarsest_tiling_covers_what_is_allowed_with_as_few_nodes_as_possible(timeline: Timeline, stop: int) -> None:
+    stop = min(stop, timeline.blocks)
+    lod, index = timeline.coarsest(stop)
+    covered = np.zeros(timeline.blocks, int)
+    for node in zip(lod.tolist(), index.tolist(), strict=True):
+        start, end = node_blocks(*node)
+        covered[start:end] += 1
+        assert end <= stop and not timeline.holds_denied(*node)
+        above = node[0] + 1, node[1] // 32
+        assert node_blocks(*above)[1] > stop or timeline.holds_denied(*above)
+    assert covered.max(initial=0) <= 1
+    present = timeline.present(0, stop)
+    assert covered[present].all() and not covered[~outside(timeline, timeline.denied)].any()
+
+
+def test_a_long_denied_history_is_passed_over_at_once() -> None:
+    timeline = Timeline(32**6, 0, (), ((5, 32**6 - 7),))
+    lod, index = timeline.coarsest(timeline.blocks)
+    assert lod.tolist() == [1] * 12
+    assert index.tolist() == [*range(5), *range(32**6 - 7, 32**6)]
+
+
 def test_touching_dead_ranges_are_joined() -> None:
     assert Timeline(100, 0, ((1, 2), (2, 5))) == Timeline(100, 0, ((1, 5),))
 
@@ -69,6 +108,8 @@ def test_touching_dead_ranges_are_joined() -> None:
         lambda: Timeline(5, 0, ((3, 6),)),
         lambda: Timeline(9, 0, ((3, 6), (5, 7))),
         lambda: Timeline(9, 0, ((5, 7), (1, 2))),
+        lambda: Timeline(9, 0, (), ((3, 10),)),
+        lambda: Timeline(9).deny([(4, 4)]),
         lambda: Timeline(9).extend(8, 31),
     ],
 )

@@ -163,7 +163,7 @@ class Candidates:
         return cost
 
     def ledger(self, reasons: list[int], details: dict[int, str], extra: list[Row]) -> Ledger:
-        """All rows with their final reasons, rows that came up on the way, the tail, dead targets."""
+        """All rows with their final reasons, rows that came up on the way, the tail, absent targets."""
         window, family, value = self.window, self.family, self.value
         k, raw_cost = value.block.size, BLOCK - window.vectors
         reason, cost = np.array(reasons, np.int8), self.cost.copy()
@@ -182,5 +182,9 @@ class Candidates:
         tail_rows = zip(window.index[tail].tolist(), value.entries[tail].tolist(), strict=True)
         rest: list[Row] = [*extra]
         rest += [(Collapse(1, block), -score, -raw_cost, Reason.TAIL) for block, score in tail_rows]
-        rest += [(Expand(1, block), 0.0, raw_cost, Reason.DEAD) for block in value.dead.tolist()]
+        denied = window.timeline.denied_mask(np.ones(value.absent.size, np.int8), value.absent).tolist()
+        rest += [
+            (Expand(1, block), 0.0, raw_cost, Reason.DENIED if hidden else Reason.DEAD)
+            for block, hidden in zip(value.absent.tolist(), denied, strict=True)
+        ]
         return main + Ledger.of(rest)

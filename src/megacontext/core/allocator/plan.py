@@ -39,6 +39,7 @@ class Reason(IntEnum):
     CONFLICT = 17
     DEAD = 18
     NOT_OPTIMAL = 19
+    DENIED = 20
 
     @property
     def chosen(self) -> bool:
@@ -66,6 +67,7 @@ _TEXTS = {
     Reason.LEAF: "cannot expand further: raw already",
     Reason.CONFLICT: "another edit of this plan changes the same entries",
     Reason.DEAD: "the block is dead",
+    Reason.DENIED: "the block is denied to this reader",
     Reason.NOT_OPTIMAL: "not part of the best window that the budget allows",
 }
 

@@ -61,7 +61,7 @@ def advance_within_budget(
         BudgetError: if not even a token more fits beside the coarsest tiling.
     """
     if not timeline.grows_from(window.timeline):
-        raise InvalidInput("advance needs a later timeline: longer, with nothing back from the dead")
+        raise InvalidInput("advance needs a later timeline of the same reader: longer, with nothing back from the dead")
     values = np.zeros(len(window)) if scores is None else worth(window, scores).entries
     done: list[Edit] = []
     # Deaths first: they only free budget.
@@ -160,7 +160,7 @@ class _Pool:
 
     def _offer(self, node: Node, value: float, children: int) -> None:
         start, stop = node_blocks(*node)
-        if stop > self._window.tail_start or node in self._barred:
+        if stop > self._window.tail_start or node in self._barred or self._window.timeline.holds_denied(*node):
             return
         saving = children * (BLOCK if node[0] == 1 else self._window.vectors) - self._window.vectors
         # What frees nothing comes last: it is only done to reach the level above.

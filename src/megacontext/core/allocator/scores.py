@@ -85,14 +85,14 @@ class Worth:
     entries float64[n]: the worth of opening (gist) or keeping (raw, or the detail below) each
     entry: its score, or the best gain of a target in its span if that is more. The rest are the
     targets below gists of lod >= 2, by block: block int64[k], gain float64[k], entry int64[k]
-    (position). dead int64[j] are targets that no live entry covers.
+    (position). absent int64[j] are targets that are dead or denied.
     """
 
     entries: FloatArray
     block: IntArray
     gain: FloatArray
     entry: IntArray
-    dead: IntArray
+    absent: IntArray
 
 
 def worth(window: WorkingContext, scores: FocusScores) -> Worth:
@@ -105,12 +105,12 @@ def worth(window: WorkingContext, scores: FocusScores) -> Worth:
     order = np.lexsort((-scores.targets.gain, scores.targets.block))
     block, keep = np.unique(scores.targets.block[order], return_index=True)
     gain = scores.targets.gain[order][keep].astype(np.float64)
-    alive = ~window.timeline.dead_mask(np.zeros(block.size, np.int8), block)
-    dead, block, gain = block[~alive], block[alive], gain[alive]
+    there = ~window.timeline.absent_mask(np.zeros(block.size, np.int8), block)
+    absent, block, gain = block[~there], block[there], gain[there]
     entry = window.covering(block)
     np.maximum.at(entries, entry, gain)
     deep = window.lod[entry] > 1
-    return Worth(entries, block[deep], gain[deep], entry[deep], dead)
+    return Worth(entries, block[deep], gain[deep], entry[deep], absent)
 
 
 def _vector(values: ArrayLike, dtype: type[np.generic], what: str) -> NDArray[np.generic]:
