@@ -9,7 +9,7 @@ Shapes: n new blocks, m nodes of a level, g vectors per node, d width.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Protocol
 
 import numpy as np
@@ -20,11 +20,13 @@ from megacontext.core import BLOCK, Timeline
 from megacontext.errors import ModelMismatch
 from megacontext.models.base_lm import BaseLM
 from megacontext.models.gistnet import GistEncoder
-from megacontext.storage import LayerSpec, Snapshot
+from megacontext.storage import LayerSpec, Patches, Snapshot
+from megacontext.storage.patches import Overlay
 
 U8 = NDArray[np.uint8]
 U32 = NDArray[np.uint32]
 F16 = NDArray[np.float16]
+I64 = NDArray[np.int64]
 NewGists = dict[int, tuple[int, F16]]
 
 # Embeddings of this many blocks are held at once: 256 blocks of width 4,096 in float32 are 134 MB.
@@ -42,6 +44,14 @@ class StoredGists(Protocol):
 
     def gists(self, lod: int, start: int, stop: int) -> F16:
         """Gists of nodes `start:stop` of a level, float16 [m, g, d]."""
+        ...
+
+
+class StoredNodes(StoredGists, Protocol):
+    """What is there already, also by single nodes."""
+
+    def gists_at(self, lod: int, index: I64) -> F16:
+        """Gists of the nodes at int64 [k] indices of a level, float16 [k, g, d]."""
         ...
 
 
@@ -89,6 +99,25 @@ class GistBuilder:
             lod += 1
         return gists
 
+    def remake(self, stored: StoredNodes, timeline: Timeline, spans: Iterable[tuple[int, int]]) -> Patches:
+        """The gists, made again from live children, of the stored nodes above level 1 that hold blocks of `spans` (ranges of
+        blocks, dead in `timeline`); zeros where nothing in a node lives."""
+        ranges = [np.arange(start, stop, dtype=np.int64) for start, stop in spans if start < stop]
+        patches: dict[int, tuple[I64, F16]] = {}
+        if not ranges:
+            return patches
+        touched, lod = np.unique(np.concatenate(ranges)), 2
+        while stored.blocks >> _shift(lod):
+            touched = np.unique(touched >> _shift(2))
+            touched = touched[touched < stored.blocks >> _shift(lod)]
+            if not len(touched):
+                break
+            index = (touched[:, None] * BLOCK + np.arange(BLOCK)).ravel()
+            children = Overlay(patches).on(lod - 1, index, stored.gists_at(lod - 1, index))
+            patches[lod] = touched, self._encode_families(children, index, lod, timeline)
+            lod += 1
+        return patches
+
     def encode_blocks(self, ids: U32, fill: U8 | None = None) -> F16:
         """LOD1 gists [n, g, d] of blocks `ids` [n, 32]; any number of documents may be encoded together."""
         mask = np.ones(ids.shape, np.bool_) if fill is None else fill[:, None] > _SLOTS
@@ -122,14 +151,23 @@ class GistBuilder:
         new_from, new = gists[lod - 1]
         old = [stored.gists(lod - 1, low, new_from)] if low < new_from else []
         children = np.concatenate([*old, new[max(low - new_from, 0) : high - new_from]])
+        return self._encode_families(children, np.arange(low, high, dtype=np.int64), lod, timeline)
+
+    def _encode_families(self, children: F16, index: I64, lod: int, timeline: Timeline | None) -> F16:
+        """Gists [m, g, d] of level `lod` from whole families of `children` [32·m, g, d], the nodes at `index` [32·m] of the
+        level below; zeros for a family of the dead."""
         vectors, width = self.spec.shape
-        live = np.ones(high - low, np.bool_)
+        live = np.ones(len(index), np.bool_)
         if timeline is not None and timeline.dead:
-            lods = np.full(high - low, lod - 1, np.int8)
-            live = ~timeline.dead_mask(lods, np.arange(low, high, dtype=np.int64))
-        mask = np.repeat(live, vectors).reshape(stop - start, BLOCK * vectors)
-        slots = torch.from_numpy(children.reshape(stop - start, BLOCK * vectors, width).astype(np.float32))
-        return self._encoder.encode_canonical(slots, torch.from_numpy(mask), lod).numpy()
+            live = ~timeline.dead_mask(np.full(len(index), lod - 1, np.int8), index)
+        families = live.reshape(-1, BLOCK)
+        some = families.any(axis=1)
+        mask = np.repeat(families[some], vectors, axis=1)
+        slots = children.reshape(-1, BLOCK * vectors, width)[some].astype(np.float32)
+        made = np.zeros((len(families), vectors, width), np.float16)
+        if some.any():
+            made[some] = self._encoder.encode_canonical(torch.from_numpy(slots), torch.from_numpy(mask), lod).numpy()
+        return made
 
     def _empty(self) -> F16:
         return np.zeros((0, *self.spec.shape), np.float16)

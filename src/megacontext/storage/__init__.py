@@ -10,6 +10,7 @@ from megacontext.storage.gists import Layer, LayerSpec, NewGists
 from megacontext.storage.info import MemoryInfo
 from megacontext.storage.layers import LayerWriter
 from megacontext.storage.objects import LocalObjectStore, ObjectReader, ObjectStore
+from megacontext.storage.patches import Patches
 from megacontext.storage.repository import Repository
 from megacontext.storage.snapshot import Snapshot
 from megacontext.storage.walk import Finding
@@ -29,6 +30,7 @@ __all__ = [
     "NewGists",
     "ObjectReader",
     "ObjectStore",
+    "Patches",
     "Report",
     "Repository",
     "Resumed",

@@ -17,7 +17,8 @@ KIND = "commit"
 @dataclass(frozen=True, kw_only=True)
 class Commit:
     """`tokens` is the token root, which alone says what the memory holds; `layers` maps a GistNet's
-    fingerprint to its layer's root; `documents` names the provenance. `time` is in seconds since 1970."""
+    fingerprint to its layer's root; `documents` names the provenance, `dead` the blocks that are
+    superseded or removed ('' for none). `time` is in seconds since 1970."""
 
     tokens: str
     documents: str
@@ -25,10 +26,16 @@ class Commit:
     blocks: int = 0
     open_tokens: int = 0
     document_count: int = 0
+    dead: str = ""
     parents: tuple[str, ...] = ()
     author: str = ""
     time: float = 0.0
     message: str = ""
+
+    @property
+    def content(self) -> tuple[object, ...]:
+        """What the memory holds, whoever made it when and out of what."""
+        return self.tokens, self.documents, self.dead, dict(self.layers)
 
     def to_bytes(self) -> bytes:
         """The object's content."""
@@ -40,6 +47,7 @@ class Commit:
             "blocks": self.blocks,
             "open_tokens": self.open_tokens,
             "document_count": self.document_count,
+            "dead": self.dead,
             "parents": list(self.parents),
             "author": self.author,
             "time": self.time,
@@ -50,6 +58,7 @@ class Commit:
     @classmethod
     def from_json(cls, value: Json) -> Commit:
         """The inverse of `to_bytes`, after parsing."""
+        value = {"dead": "", **value}  # format 1 had no dead blocks
         known = {name: value[name] for name in cls.__dataclass_fields__}
         return cls(**{**known, "parents": tuple(value["parents"])})
 

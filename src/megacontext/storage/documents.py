@@ -23,6 +23,9 @@ class DocumentRecord:
     is not counted. `chars` and `lines` are the length of its text. `open`: it is a conversation that still
     grows; then `tokens` may reach into an unfinished block behind `blocks`. `original` names the object with
     the source's bytes where decoding the tokens does not give them back, else ''.
+
+    A source is what its last record says. `replaces` is the ordinal of the record whose blocks this one made dead (-1:
+    of none); `removed` marks a tombstone, which has no blocks: the source was taken out.
     """
 
     ordinal: int
@@ -40,6 +43,8 @@ class DocumentRecord:
     labels: tuple[str, ...] = ()
     original: str = ""
     open: bool = False
+    removed: bool = False
+    replaces: int = -1
 
     def to_json(self) -> Json:
         """The record as a JSON object."""
@@ -48,6 +53,8 @@ class DocumentRecord:
     @classmethod
     def from_json(cls, value: Json) -> DocumentRecord:
         """The inverse of `to_json`; raises TypeError or KeyError for another form."""
+        # Format 1 knew no dead documents.
+        value = {"removed": False, "replaces": -1, **value}
         known = {each.name: value[each.name] for each in fields(cls)}
         known["tags"], known["labels"] = tuple(value["tags"]), tuple(value["labels"])
         return cls(**known)
@@ -120,6 +127,11 @@ class Documents:
         number, slot = divmod(ordinal, PAGE_RECORDS)
         page = self._reader.json(get(self._reader, self._pages, number), RECORDS)
         return DocumentRecord.from_json(page["records"][slot])
+
+    def live(self) -> Iterator[DocumentRecord]:
+        """What there is: the last record of each source, by ordinal, without those that were removed. Reads every page."""
+        last = {record.source: record for record in self}
+        yield from sorted((each for each in last.values() if not each.removed), key=lambda record: record.ordinal)
 
     def find(self, source: str) -> list[DocumentRecord]:
         """All versions of a source, oldest first. Reads every page: for more than a few, use an index."""

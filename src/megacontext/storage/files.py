@@ -113,6 +113,16 @@ def remove(path: Path) -> None:
         os.unlink(path)
 
 
+def freshen(path: Path) -> bool:
+    """Gives a file the time of now, for what removes old ones; False if it is not there."""
+    with translated(path):
+        try:
+            os.utime(path)
+        except FileNotFoundError:
+            return False
+    return True
+
+
 def prepare(path: Path, data: bytes) -> Path:
     """Writes and syncs what is to take the place of `path`, beside it; see `install`."""
     # One name is enough: whoever may replace the file holds a lock, and a leftover is overwritten.
@@ -134,7 +144,7 @@ def replace_file(path: Path, data: bytes) -> None:
 
 
 class FileLock:
-    """An exclusive lock that the operating system drops when the process ends, however it ends."""
+    """A lock that the operating system drops when the process ends, however it ends."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -156,6 +166,10 @@ class FileLock:
             with suppress(OSError):
                 os.ftruncate(self._descriptor, 0)
                 os.pwrite(self._descriptor, f"{os.getpid()}\n".encode(), 0)
+
+    def share(self) -> None:
+        """Takes the lock together with others who share it, waiting for whoever has it alone."""
+        fcntl.flock(self._descriptor, fcntl.LOCK_SH)
 
     def release(self) -> None:
         """Drops the lock; a second call does nothing."""

@@ -17,10 +17,12 @@ from megacontext.storage.column import Column, Rows
 from megacontext.storage.hashing import Json, canonical
 from megacontext.storage.merkle import ARITY, RowSource, get, node_at
 from megacontext.storage.objects import ObjectReader
+from megacontext.storage.patches import Overlay
 from megacontext.storage.segment import Strand
 from megacontext.storage.tensors import F16, I64, Array, encode
 
 GISTS = "gists"
+NOTHING = Overlay()
 # What a writer hands over: for each level, the index of the first new node and float16 [m, g, d].
 NewGists = Mapping[int, tuple[int, F16]]
 
@@ -46,11 +48,13 @@ class LayerSpec:
 @dataclass(frozen=True, kw_only=True)
 class GistTree:
     """The root object of a layer. It covers the first `blocks` complete blocks: a layer that was not written
-    along lags behind the tokens until `add_layer` extends it."""
+    along lags behind the tokens until `add_layer` extends it. Its gists are made without the blocks in the object `dead`, which
+    is the commit's unless the layer lags behind."""
 
     spec: LayerSpec
     strand: Strand = field(default_factory=Strand)
     blocks: int = 0
+    dead: str = ""
 
     KIND = "gist-tree"
 
@@ -63,6 +67,7 @@ class GistTree:
                 "vectors": self.spec.vectors,
                 "width": self.spec.width,
                 "blocks": self.blocks,
+                "dead": self.dead,
                 **self.strand.to_json(),
             }
         )
@@ -71,7 +76,7 @@ class GistTree:
     def from_json(cls, value: Json) -> GistTree:
         """The inverse of `to_bytes`, after parsing."""
         spec = LayerSpec(fingerprint=value["fingerprint"], vectors=value["vectors"], width=value["width"])
-        return cls(spec=spec, strand=Strand.from_json(value), blocks=value["blocks"])
+        return cls(spec=spec, strand=Strand.from_json(value), blocks=value["blocks"], dead=value.get("dead", ""))
 
 
 def nodes(blocks: int, lod: int) -> int:
@@ -151,20 +156,24 @@ class GistRows:
         for lod, rows in self._lods.items():
             rows.truncate(nodes(blocks, lod) - self.first(lod))
 
-    def after(self, block: int) -> GistRows:
-        """A copy without what lies before `block`, a segment's boundary."""
+    def after(self, block: int, overlay: Overlay = NOTHING) -> GistRows:
+        """A copy without what lies before `block`, a segment's boundary, with the rows of `overlay` written into it."""
         rest = GistRows(self.spec, block)
         rest.blocks = self.blocks
         for lod, rows in self._lods.items():
-            rest._lods[lod] = rows.after(rest.first(lod) - self.first(lod))
+            first = rest.first(lod)
+            kept = rows.view(first - self.first(lod))
+            rest._lods[lod] = Rows(self.spec.shape, np.float16)
+            rest._lods[lod].append(overlay.on_range(lod, first, first + len(kept), kept))
         return rest
 
-    def source(self, inner: int) -> RowSource:
+    def source(self, inner: int, overlay: Overlay = NOTHING) -> RowSource:
         """These gists as rows for the inner nodes of a layer whose segments hold `inner` levels."""
 
         def at(level: int, index: int) -> F16:
             lod = inner + 1 + level
-            row: F16 = self.rows(lod)[index - self.first(lod)]
+            new = overlay.row(lod, index)
+            row: F16 = self.rows(lod)[index - self.first(lod)] if new is None else new
             return row
 
         return RowSource(self.spec.shape, at)
@@ -192,7 +201,16 @@ class Layer:
     `blocks` is how many blocks it covers; `spec` whose gists it holds.
     """
 
-    def __init__(self, reader: ObjectReader, segment_blocks: int, tree: GistTree, rows: GistRows, blocks: int) -> None:
+    def __init__(
+        self,
+        reader: ObjectReader,
+        segment_blocks: int,
+        tree: GistTree,
+        rows: GistRows,
+        blocks: int,
+        overlay: Overlay = NOTHING,
+    ) -> None:
+        self._overlay = overlay
         self.spec = tree.spec
         self.blocks = blocks
         self._reader = reader
@@ -214,11 +232,11 @@ class Layer:
 
     def gists(self, lod: int, start: int, stop: int) -> F16:
         """Gists of nodes `start:stop` of a level, float16 [n, g, d]; raises UnknownReference outside."""
-        return self._column(lod).range(start, stop)
+        return self._overlay.on_range(lod, start, stop, self._column(lod).range(start, stop))
 
     def gists_at(self, lod: int, index: I64) -> F16:
         """Gists of the nodes at int64 [k] indices of a level, float16 [k, g, d]."""
-        return self._column(lod).at(index)
+        return self._overlay.on(lod, np.asarray(index, np.int64), self._column(lod).at(index))
 
     def _column(self, lod: int) -> Column:
         if lod not in self._columns:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time as clock
+from collections.abc import Sequence
 from contextlib import suppress
 from types import TracebackType
 from typing import Self
@@ -49,9 +50,12 @@ class BranchHold:
         """What a reader sees now, unsynced writes included."""
         return Snapshot(self._place.reader, self._state, self._place.segment_blocks)
 
-    def commit(self, message: str = "", author: str = "", time: float | None = None) -> str:
+    def commit(
+        self, message: str = "", author: str = "", time: float | None = None, *, parents: Sequence[str] = ()
+    ) -> str:
         """Settles everything that is finished, and the open document so far, in a commit; returns its name.
-        Without anything new that is the branch's last commit. `time` is in seconds since 1970.
+        Without anything new that is the branch's last commit. `time` is in seconds since 1970; `parents` are commits that
+        are merged by this one.
 
         On StorageFull the branch is as before, with all that was acknowledged.
         """
@@ -65,7 +69,8 @@ class BranchHold:
             layers = dict(base.commit.layers)
             if state.spec and state.tail.gists and tokens.blocks:
                 layer = layer_tree(self._place.reader, base, state.spec)
-                layer = sealer.gists(layer, state.tail.gists, tokens.blocks, tokens.strand.segments)
+                sealed = tokens.strand.segments
+                layer = sealer.gists(layer, state.tail.gists, tokens.blocks, sealed, state.dead, state.overlay)
                 layers[state.spec.fingerprint] = self._store.put(layer.to_bytes())
             commit = Commit(
                 tokens=self._store.put(tokens.to_bytes()),
@@ -74,7 +79,8 @@ class BranchHold:
                 blocks=tokens.blocks,
                 open_tokens=tokens.open_tokens,
                 document_count=documents.count,
-                parents=(base.name,),
+                dead=sealer.dead(state.dead),
+                parents=(base.name, *parents),
                 author=author,
                 time=clock.time() if time is None else time,
                 message=message,
@@ -135,8 +141,7 @@ class BranchHold:
         """Makes a staged commit the branch's: objects, then the mark in the journal, then the ref, then the cut.
         A crash between any two of them leaves the state before or after, whole."""
         base = self._state.base
-        old = base.commit
-        if (commit.tokens, commit.documents, commit.layers) == (old.tokens, old.documents, old.layers):
+        if commit.content == base.commit.content and len(commit.parents) == 1:
             self._store.discard()
             return base.name
         name = self._store.put(commit.to_bytes())
@@ -151,8 +156,8 @@ class BranchHold:
         """Continues on a new commit; what is unfinished is carried over."""
         old = self._state
         sealed = base.documents.records.segments.count - old.base.documents.records.segments.count
-        tail = old.tail.after(base.tokens.strand.segments.count * self._place.segment_blocks)
-        state = BranchState(base, tail, old.records[sealed * PAGE_RECORDS :], old.spec)
+        tail = old.tail.after(base.tokens.strand.segments.count * self._place.segment_blocks, old.overlay)
+        state = BranchState(base, tail, old.records[sealed * PAGE_RECORDS :], old.spec, old.dead)
         state.active = old.active
         self._state = state
         frames = []

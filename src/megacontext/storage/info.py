@@ -8,11 +8,10 @@ from pathlib import Path
 
 from megacontext.core.node import BLOCK
 from megacontext.errors import CorruptObject, FormatVersionError, InvalidInput, MemoryNotFound
-from megacontext.storage.hashing import digest, sealed, unsealed
+from megacontext.storage.format import FORMAT, OLDEST
+from megacontext.storage.hashing import Json, digest, sealed, unsealed
 from megacontext.storage.place import INFO
 from megacontext.storage.segment import PAGE_BLOCKS, SEGMENT_BLOCKS
-
-FORMAT = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,12 +51,25 @@ def read_info(root: Path) -> MemoryInfo:
     except ValueError as error:
         raise CorruptObject(f"{path} is damaged: {error}") from error
     # The checksum first: a flipped bit in the number is damage, not a newer version. Every format keeps both.
-    if value.get("format") != FORMAT or value.get("block") != BLOCK:
+    return parse_info(value, str(root))
+
+
+def parse_info(value: Json, where: str) -> MemoryInfo:
+    """What megacontext.json, or an archive, says about the memory `where`. Raises FormatVersionError, CorruptObject."""
+    number, block = value.get("format"), value.get("block")
+    if type(number) is not int or not OLDEST <= number <= FORMAT or block != BLOCK:
         raise FormatVersionError(
-            f"{root} has format {value.get('format')} with blocks of {value.get('block')}; this version reads "
-            f"format {FORMAT} with blocks of {BLOCK}: upgrade megacontext"
+            f"{where} has format {number} with blocks of {block}; this version reads formats {OLDEST} to {FORMAT} with "
+            f"blocks of {BLOCK}: upgrade megacontext, and nothing here is changed"
         )
-    return MemoryInfo(**{each.name: value[each.name] for each in fields(MemoryInfo)})
+    try:
+        info = MemoryInfo(**{each.name: value[each.name] for each in fields(MemoryInfo)})
+    except (KeyError, TypeError, InvalidInput) as error:
+        raise CorruptObject(f"what {where} says about itself is not well formed ({error!r})") from error
+    texts = (info.tokenizer, info.model, *info.tokenizer_files, *info.tokenizer_files.values())
+    if not all(isinstance(text, str) for text in texts) or not isinstance(info.created, int | float):
+        raise CorruptObject(f"what {where} says about itself is not well formed")
+    return info
 
 
 def damaged_files(root: Path, info: MemoryInfo) -> dict[str, str]:

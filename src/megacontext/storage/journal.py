@@ -48,6 +48,7 @@ class RecordKind(IntEnum):
     END = 4  # the document is finished
     ABORT = 5  # the document is dropped
     COMMIT = 6  # what is finished so far is in this commit
+    REMOVE = 7  # a document is taken out: its tombstone, and gists made again without it
 
 
 class Record(NamedTuple):

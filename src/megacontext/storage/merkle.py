@@ -7,7 +7,7 @@ parent, in which its row has a place. A list's root depends on its items only, n
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -93,6 +93,37 @@ def append(
     for name in new:
         spine.append(name)
     return spine.flush() if spine.count != items.count else items
+
+
+def rewrite(
+    reader: ObjectReader,
+    store: ObjectStore,
+    items: MerkleList,
+    names: Mapping[int, str],
+    rows: Mapping[tuple[int, int], F16] | None = None,
+) -> MerkleList:
+    """The list with other `names` of items by index, and other `rows` of full nodes by (level, index); the nodes on the
+    paths to them are staged in `store`. O(log n) for each change."""
+    rows = rows or {}
+    renamed: dict[int, str] = dict(names)
+    for level in range(1, items.depth + 1):
+        replaced = {index: row for (of, index), row in rows.items() if of == level - 1}
+        changed: dict[int, str] = {}
+        for number in sorted({index // ARITY for index in (*renamed, *replaced)}):
+            node = node_at(reader, items, level, number)
+            children = node.arrays["children"].copy()
+            arrays: dict[str, Array] = {**node.arrays, "children": children}
+            if replaced:
+                arrays["gists"] = node.arrays["gists"].copy()
+            for slot in range(len(children)):
+                index = number * ARITY + slot
+                if index in renamed:
+                    children[slot] = np.frombuffer(bytes.fromhex(renamed[index]), np.uint8)
+                if index in replaced:
+                    arrays["gists"][slot] = replaced[index]
+            changed[number] = store.put(encode(arrays, {"kind": KIND}))
+        renamed = changed
+    return MerkleList(renamed.get(0, items.root), items.count)
 
 
 def differing(reader: ObjectReader, left: MerkleList, right: MerkleList) -> Iterator[int]:

@@ -13,6 +13,7 @@ import shutil
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar
 
@@ -72,12 +73,37 @@ class LocalObjectStore:
 
     def put(self, data: bytes) -> str:
         name = digest(data)
-        if not self.has(name):
+        if name not in self._staged and not self._keep(name):
             files.make_folder(self._staging)
             path = self._staging / name
             files.create(path, data)
             self._staged[name] = path
         return name
+
+    @contextmanager
+    def unswept(self) -> Iterator[None]:
+        """While this lasts, the collector of garbage removes nothing. For moments only: it waits."""
+        lock = self.sweep_lock()
+        try:
+            lock.share()
+            yield
+        finally:
+            lock.release()
+
+    def sweep_lock(self) -> files.FileLock:
+        """The lock that whoever removes objects takes for itself, and whoever relies on one that is there shares."""
+        folder = self._root.parent / "locks"
+        files.make_folder(folder)
+        return files.FileLock(folder / ".sweep")
+
+    def _keep(self, name: str) -> bool:
+        """Whether the object is there already; if so it is as young as a new one, so that the collector, to which it
+        may have been garbage, leaves it until a branch names it."""
+        path = self._path(name)
+        if not path.is_file():
+            return False
+        with self.unswept():
+            return files.freshen(path)
 
     def sync(self) -> None:
         # All files before the first rename, all renames before the folders: an object that has its name
@@ -132,10 +158,13 @@ class LocalObjectStore:
                     yield path.name
 
     def _path(self, name: str) -> Path:
+        # Names come out of objects that anybody may have made; another form would lead out of the folder.
+        if not isinstance(name, str) or not is_name(name):
+            raise CorruptObject(f"{name!r:.80} is not the name of an object")
         return self._root / name[:2] / name
 
     def _locate(self, name: str) -> Path:
-        return self._staged.get(name) or self._path(name)
+        return self._staged[name] if name in self._staged else self._path(name)
 
 
 def _missing(name: str) -> MissingObject:
@@ -185,7 +214,7 @@ class ObjectReader:
                 return self._parsed[name]
         try:
             parsed = parse()
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, RecursionError) as error:
             raise CorruptObject(f"object {name} cannot be parsed: {error}") from error
         with self._lock:
             self._parsed[name] = parsed

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from megacontext.storage.format import check_writable
 from megacontext.storage.objects import LocalObjectStore, ObjectReader
 from megacontext.storage.refs import Refs, quoted
 
@@ -20,13 +21,16 @@ class Place:
     segment_blocks: int
     refs: Refs
     reader: ObjectReader
+    format: int
 
     def journal(self, branch: str) -> Path:
         """The journal of a branch."""
         return self.root / "journal" / f"{quoted(branch)}.wal"
 
     def lock(self, branch: str) -> Path:
-        """The file whose lock makes a process the branch's writer."""
+        """The file whose lock makes a process the branch's writer. Raises FormatVersionError for a memory that is only
+        read, since its format is an earlier one."""
+        check_writable(self.root, self.format)
         return self.root / "locks" / quoted(branch)
 
     def store(self, branch: str) -> LocalObjectStore:

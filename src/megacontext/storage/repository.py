@@ -17,6 +17,7 @@ from megacontext.errors import (
 from megacontext.storage import files
 from megacontext.storage.commit import Commit, load_commit
 from megacontext.storage.documents import DocumentTree
+from megacontext.storage.drop import LayerDrop
 from megacontext.storage.fsck import Report, check
 from megacontext.storage.gists import LayerSpec
 from megacontext.storage.hashing import digest
@@ -49,7 +50,7 @@ class Repository:
         self.info = info
         self.refs = Refs(root)
         reader = ObjectReader(local_store(root, "unused"))
-        self._place = Place(root, info.segment_blocks, self.refs, reader)
+        self._place = Place(root, info.segment_blocks, self.refs, reader, info.format)
 
     @classmethod
     def create(
@@ -195,6 +196,11 @@ class Repository:
         """Takes a branch for laying a gist layer over the tokens it holds already, or for extending one."""
         return LayerWriter(self._place, branch or self.head, spec)
 
+    def drop_layer(self, fingerprint: str, branch: str | None = None, *, message: str = "", author: str = "") -> str:
+        """Commits a branch without one of its gist layers; returns the commit. See `LayerDrop.drop`."""
+        with LayerDrop(self._place, branch or self.head) as hold:
+            return hold.drop(fingerprint, message=message, author=author)
+
     def fsck(self) -> Report:
         """Recomputes every hash and checksum; see `fsck.check`."""
         return check(self.root)
@@ -227,12 +233,16 @@ class Repository:
 
     def _create(self, kind: str, name: str, at: str | None) -> str:
         check_name(name)
-        commit = self.resolve(at)
-        load_commit(self._place.reader, commit)
-        try:
-            self.refs.move(kind, name, None, commit)
-        except RefConflict as error:
-            raise InvalidInput(f"{name!r} exists already; choose another name") from error
+        # The commit may be one that no branch names, and about to be collected.
+        with local_store(self.root, "unused").unswept():
+            commit = self.resolve(at)
+            if not self._place.reader.store.has(commit):
+                raise MissingObject(f"commit {commit} is not there any more")
+            load_commit(self._place.reader, commit)
+            try:
+                self.refs.move(kind, name, None, commit)
+            except RefConflict as error:
+                raise InvalidInput(f"{name!r} exists already; choose another name") from error
         return commit
 
     def _commits_starting(self, prefix: str) -> list[str]:

@@ -12,10 +12,12 @@ import numpy as np
 
 from megacontext.core.node import BLOCK
 from megacontext.storage import merkle
+from megacontext.storage.dead import DeadRanges, load_dead
 from megacontext.storage.documents import PAGE_RECORDS, DocumentRecord, DocumentTree, page_object
-from megacontext.storage.gists import GistRows, GistTree, gist_object, inner_levels, nodes
-from megacontext.storage.merkle import MerkleList, RowSource
+from megacontext.storage.gists import GISTS, NOTHING, GistRows, GistTree, gist_object, inner_levels, nodes
+from megacontext.storage.merkle import ARITY, MerkleList, RowSource
 from megacontext.storage.objects import ObjectReader, ObjectStore
+from megacontext.storage.patches import Overlay
 from megacontext.storage.segment import PAGE_BLOCKS, Strand, TokenTree, span_object, token_object
 from megacontext.storage.tail import TailView
 
@@ -74,22 +76,55 @@ class Sealer:
             spans=self._strand(base.spans, cut, blocks, blocks, None),
         )
 
-    def gists(self, base: GistTree, rows: GistRows, blocks: int, tokens: MerkleList) -> GistTree:
-        """The layer of `base` with `rows` behind its segments, up to `blocks` blocks. `tokens` are the token
-        segments, whose names key the layer's."""
+    def dead(self, dead: DeadRanges) -> str:
+        """The object that names dead blocks; '' for none."""
+        return self._store.put(dead.to_bytes()) if len(dead) else ""
+
+    def gists(
+        self, base: GistTree, rows: GistRows, blocks: int, tokens: MerkleList, dead: DeadRanges, overlay: Overlay = NOTHING
+    ) -> GistTree:
+        """The layer of `base` with `rows` behind its segments, up to `blocks` blocks, and with the gists of `overlay`, which
+        are those that `dead` changes. `tokens` are the token segments, whose names key the layer's."""
         inner = inner_levels(self._segment)
 
         def cut(start: int, stop: int) -> bytes:
-            lods = {
-                lod: rows.rows(lod)[nodes(start, lod) - rows.first(lod) : nodes(stop, lod) - rows.first(lod)]
-                for lod in range(1, inner + 1)
-            }
+            lods = {}
+            for lod in range(1, inner + 1):
+                low, high = nodes(start, lod), nodes(stop, lod)
+                found = rows.rows(lod)[low - rows.first(lod) : high - rows.first(lod)]
+                lods[lod] = overlay.on_range(lod, low, high, found)
             whole = stop - start == self._segment
             name = merkle.get(self._reader, tokens, start // self._segment) if whole else ""
-            return gist_object(base.spec, name, {lod: lods[lod] for lod in lods if len(lods[lod])})
+            some = {lod: lods[lod] for lod in lods if len(lods[lod])}
+            return gist_object(base.spec, name, some, dead.mask_name(start, stop))
 
-        strand = self._strand(base.strand, cut, blocks, blocks, rows.source(inner))
-        return GistTree(spec=base.spec, strand=strand, blocks=blocks)
+        sealed = base.strand
+        # What of an older layer died since: a new one has nothing that could have.
+        died = dead.without(load_dead(self._reader, base.dead)) if base.blocks else []
+        if died:
+            sealed = Strand(self._remade(base, died, dead, overlay), base.strand.pages)
+        strand = self._strand(sealed, cut, blocks, blocks, rows.source(inner, overlay))
+        return GistTree(spec=base.spec, strand=strand, blocks=blocks, dead=self.dead(dead))
+
+    def _remade(self, base: GistTree, died: list[tuple[int, int]], dead: DeadRanges, overlay: Overlay) -> MerkleList:
+        """The sealed part of a layer in which blocks `died`."""
+        segments, size, inner = base.strand.segments, self._segment, inner_levels(self._segment)
+        touched = {number for start, stop in died for number in range(start // size, -(-stop // size))}
+        names = {}
+        for number in sorted(number for number in touched if number < segments.count):
+            arrays, metadata = self._reader.tensors(merkle.get(self._reader, segments, number), GISTS)
+            lods = {}
+            for lod in range(1, inner + 1):
+                low, high = nodes(number * size, lod), nodes((number + 1) * size, lod)
+                lods[lod] = overlay.on_range(lod, low, high, arrays[f"lod{lod}"])
+            mask = dead.mask_name(number * size, (number + 1) * size)
+            names[number] = self._store.put(gist_object(base.spec, metadata["tokens"], lods, mask))
+        rows = {}
+        for lod, index, new in overlay:
+            level = lod - inner - 1
+            full = segments.count // ARITY**level if level >= 0 else 0
+            rows.update({(level, int(at)): row for at, row in zip(index, new, strict=True) if at < full})
+        return merkle.rewrite(self._reader, self._store, segments, names, rows)
 
     def _strand(self, base: Strand, cut: Cut, whole: int, stop: int, rows: RowSource | None) -> Strand:
         """`base` with the segments that `whole` complete blocks fill, then pages up to `stop`."""

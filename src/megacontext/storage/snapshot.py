@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cached_property
 
 import numpy as np
 
@@ -35,6 +36,7 @@ class Snapshot:
         self.blocks: int = tail.start + len(tail.ids)
         self.open_ids: U32 = tail.open_ids
         self.documents = Documents(reader, state.base.documents.records, state.visible_documents())
+        self._dead = state.dead
         self._reader = reader
         self._segment_blocks = segment_blocks
         self._layers = _Layers(reader, state, segment_blocks, self.blocks)
@@ -68,8 +70,12 @@ class Snapshot:
         return list(iterate(self._reader, self._segments))
 
     def timeline(self) -> Timeline:
-        """The timeline as the core knows it."""
-        return Timeline(blocks=self.blocks, open_tokens=len(self.open_ids))
+        """The timeline as the core knows it, with its dead blocks."""
+        return self._timeline
+
+    @cached_property
+    def _timeline(self) -> Timeline:
+        return Timeline(blocks=self.blocks, open_tokens=len(self.open_ids), dead=tuple(self._dead))
 
     def tokens(self, start: int, stop: int) -> U32:
         """Token ids of blocks `start:stop`, uint32 [n, 32]; raises UnknownReference outside `blocks`."""
@@ -107,6 +113,11 @@ class Snapshot:
         """The gist layers: fingerprint → how many blocks it covers."""
         return self._layers.coverage
 
+    @property
+    def stale_layers(self) -> frozenset[str]:
+        """Fingerprints of layers in whose gists blocks still are that died since; `add_layer` brings them up to date."""
+        return self._layers.stale
+
     def layer(self, fingerprint: str | None = None) -> Layer:
         """A gist layer by its GistNet's fingerprint; without one, the only layer, or the one that the branch is
         being written with. Raises UnknownReference if there is none or the choice is not clear."""
@@ -130,13 +141,16 @@ class _Layers:
         self._trees = {fingerprint: load_layer(reader, root) for fingerprint, root in state.base.commit.layers.items()}
         self._open: dict[str, Layer] = {}
         self.coverage = {fingerprint: tree.blocks for fingerprint, tree in self._trees.items()}
+        behind = {name for name, tree in self._trees.items() if tree.dead != state.base.commit.dead or state.died}
+        self.stale = frozenset(name for name in behind if self._trees[name].blocks)
         self._written = ""
         if state.spec and state.tail.gists and blocks:
             name = self._written = state.spec.fingerprint
             tree = self._trees.get(name) or GistTree(spec=state.spec)
             # Opened at once: the writer's rows move on.
-            self._open[name] = Layer(reader, segment_blocks, tree, state.tail.gists, blocks)
+            self._open[name] = Layer(reader, segment_blocks, tree, state.tail.gists, blocks, state.overlay)
             self.coverage[name] = blocks
+            self.stale -= {name}
 
     def open(self, fingerprint: str | None) -> Layer:
         name = fingerprint or self._written

@@ -15,15 +15,17 @@ import numpy as np
 from megacontext.core.node import BLOCK
 from megacontext.errors import CorruptObject, InvalidInput
 from megacontext.storage.commit import Commit, load_commit, load_documents, load_layer, load_tokens
+from megacontext.storage.dead import DeadRanges, load_dead
 from megacontext.storage.documents import (
     PAGE_RECORDS,
     DocumentRecord,
     DocumentTree,
     load_page,
 )
-from megacontext.storage.gists import GistRows, GistTree, LayerSpec, load_rows
+from megacontext.storage.gists import NOTHING, GistRows, GistTree, LayerSpec, load_rows
 from megacontext.storage.journal import Frame, Record, RecordKind
 from megacontext.storage.objects import ObjectReader
+from megacontext.storage.patches import from_arrays
 from megacontext.storage.segment import UNKNOWN, TokenTree
 from megacontext.storage.tail import Tail, TailView, load_tail
 from megacontext.storage.tensors import U8, U32, Array
@@ -73,8 +75,14 @@ class BranchState:
     An open active document is visible; another one is not until it ends.
     """
 
-    def __init__(self, base: Base, tail: Tail, records: list[DocumentRecord], spec: LayerSpec | None) -> None:
+    def __init__(
+        self, base: Base, tail: Tail, records: list[DocumentRecord], spec: LayerSpec | None, dead: DeadRanges
+    ) -> None:
         self.base = base
+        # Neither changes in place: snapshots keep the ones they saw.
+        self.dead = dead
+        self.overlay = NOTHING
+        self.died = False  # since the commit
         self.tail = tail
         self.records = records
         self.spec = spec
@@ -88,7 +96,7 @@ class BranchState:
         gists = _gist_rows(reader, base, segment_blocks, spec) if spec else None
         tail = load_tail(reader, base.tokens, base.documents.spans, segment_blocks, gists)
         records = [record for name in base.documents.records.pages for record in load_page(reader, name)]
-        return cls(base, tail, records, spec)
+        return cls(base, tail, records, spec, load_dead(reader, base.commit.dead))
 
     @property
     def next_ordinal(self) -> int:
@@ -134,6 +142,10 @@ class BranchState:
             self._apply_tokens(record)
         elif record.kind == RecordKind.END:
             self._apply_end(record)
+        elif record.kind == RecordKind.REMOVE:
+            tombstone = DocumentRecord.from_json(json.loads(record.metadata["document"]))
+            self.records.append(replace(tombstone, ordinal=self.next_ordinal, start_block=self.tail.blocks))
+            self._apply_deaths(record)
         elif record.kind == RecordKind.ABORT:
             self.tail.truncate(self._active().begun.start_block)
             self.active = None
@@ -175,9 +187,19 @@ class BranchState:
             text_hash=metadata["text_hash"],
             original=metadata["original"],
             open=False,
+            replaces=int(metadata.get("replaces", "-1")),
         )
         self.records.append(finished)
         self.active = None
+        self._apply_deaths(record)
+
+    def _apply_deaths(self, record: Record) -> None:
+        if "dead" not in record.arrays:
+            return
+        self.dead, self.died = self.dead.copy(), True
+        for start, stop in record.arrays["dead"].tolist():
+            self.dead.add(start, stop)
+        self.overlay = self.overlay.over(from_arrays(record.arrays))
 
     def _extend(self, arrays: Mapping[str, Array], ids: U32, fill: U8) -> None:
         count = len(ids)
@@ -193,7 +215,7 @@ class BranchState:
 def journal_spec(frames: Iterable[Frame]) -> LayerSpec | None:
     """The layer whose gists the records of a journal carry; None if they carry none."""
     for frame in frames:
-        if frame.kind in (RecordKind.BLOCKS, RecordKind.TOKENS, RecordKind.END):
+        if frame.kind in (RecordKind.BLOCKS, RecordKind.TOKENS, RecordKind.END, RecordKind.REMOVE):
             return spec_from_metadata(frame.parse().metadata)
     return None
 
@@ -224,7 +246,7 @@ def layer_tree(reader: ObjectReader, base: Base, spec: LayerSpec) -> GistTree:
     """The layer of a commit with this spec; an empty one if there is none yet. Raises InvalidInput if the
     commit's layer of that GistNet has another shape."""
     root = base.commit.layers.get(spec.fingerprint)
-    tree = load_layer(reader, root) if root else GistTree(spec=spec)
+    tree = load_layer(reader, root) if root else GistTree(spec=spec, dead=base.commit.dead)
     if tree.spec != spec:
         raise InvalidInput(f"the memory's gist layer is {tree.spec}, not {spec}")
     return tree
@@ -236,5 +258,10 @@ def _gist_rows(reader: ObjectReader, base: Base, segment_blocks: int, spec: Laye
         raise InvalidInput(
             f"gist layer {spec.fingerprint} covers {tree.blocks} of {base.tokens.blocks} blocks; "
             "bring it up to date with add_layer before writing on"
+        )
+    if tree.dead != base.commit.dead:
+        raise InvalidInput(
+            f"gist layer {spec.fingerprint} still holds blocks that are dead by now; bring it up to date with add_layer "
+            "before writing on"
         )
     return load_rows(reader, tree, segment_blocks)

@@ -8,8 +8,9 @@ import numpy as np
 
 from megacontext.core.node import BLOCK
 from megacontext.storage.column import Rows
-from megacontext.storage.gists import GistRows
+from megacontext.storage.gists import NOTHING, GistRows
 from megacontext.storage.objects import ObjectReader
+from megacontext.storage.patches import Overlay
 from megacontext.storage.segment import SPANS, TOKENS, Strand, TokenTree
 from megacontext.storage.tensors import U8, U32
 
@@ -51,9 +52,9 @@ class Tail:
             self.gists.truncate(blocks)
         self.open_ids = self.open_ids[:0]
 
-    def after(self, block: int) -> Tail:
-        """A copy of the tail from `block`, a segment's boundary, on."""
-        rest = Tail(block, self.gists.after(block) if self.gists else None)
+    def after(self, block: int, overlay: Overlay = NOTHING) -> Tail:
+        """A copy of the tail from `block`, a segment's boundary, on, with the gists of `overlay` written into it."""
+        rest = Tail(block, self.gists.after(block, overlay) if self.gists else None)
         offset = block - self.start
         rest.ids, rest.doc = self.ids.after(offset), self.doc.after(offset)
         rest.fill = self.fill.after(offset)

@@ -52,23 +52,48 @@ def encode(arrays: Mapping[str, Array], metadata: Mapping[str, str]) -> bytes:
 
 
 def decode(data: bytes | memoryview) -> tuple[dict[str, Array], dict[str, str]]:
-    """Arrays (read-only views into `data`) and metadata; raises ValueError if `data` is not of this form."""
+    """Arrays (read-only views into `data`) and metadata; raises ValueError if `data` is not of this form.
+
+    The bytes may come from anybody: what the header says is believed only where it describes exactly the bytes that
+    are there, each of them once. So nothing is allocated for what a header claims.
+    """
     view = memoryview(data)
     try:
-        start = 8 + int.from_bytes(view[:8], "little")
-        header = json.loads(bytes(view[8:start]))
+        length = int.from_bytes(view[:8], "little")
+        if len(view) < 8 or length > len(view) - 8:
+            raise ValueError("the header is longer than the object")
+        body = view[8 + length :]
+        header = json.loads(bytes(view[8 : 8 + length]), object_pairs_hook=_distinct)
         metadata = header.pop("__metadata__")
-        arrays = {name: _array(view[start:], entry) for name, entry in header.items()}
-    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
-        raise ValueError("not a safetensors object") from error
+        if not all(isinstance(value, str) for value in metadata.values()):
+            raise ValueError("metadata that is no text")
+        end, arrays = 0, {}
+        # Empty arrays share their place with the next one.
+        for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
+            arrays[name], end = _array(body, entry, end)
+        if end != len(body):
+            raise ValueError("bytes that belong to no array")
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+        raise ValueError(f"not a safetensors object: {error}") from error
     return arrays, metadata
 
 
-def _array(view: memoryview, entry: dict[str, Any]) -> Array:
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) != len(pairs):
+        raise ValueError("a name is given twice")
+    return value
+
+
+def _array(body: memoryview, entry: dict[str, Any], start: int) -> tuple[Array, int]:
+    """The array that lies at `start`, and where it ends."""
     begin, end = entry["data_offsets"]
     dtype, shape = _DTYPES[entry["dtype"]], tuple(entry["shape"])
-    if end - begin != math.prod(shape) * dtype.itemsize or end > len(view):
-        raise ValueError("an array's size differs from its shape")
-    array: Array = np.frombuffer(view[begin:end], dtype).reshape(shape)
+    # `type`, since True is an int too.
+    if any(type(number) is not int or number < 0 for number in (begin, end, *shape)):
+        raise ValueError("a shape or an offset is no natural number")
+    if begin != start or end - begin != math.prod(shape) * dtype.itemsize or end > len(body):
+        raise ValueError("an array is not where, or not as large as, its header says")
+    array: Array = np.frombuffer(body[begin:end], dtype).reshape(shape)
     array.setflags(write=False)
-    return array
+    return array, end

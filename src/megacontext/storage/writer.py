@@ -16,6 +16,7 @@ from megacontext.storage.gists import Layer, LayerSpec, NewGists
 from megacontext.storage.hashing import canonical
 from megacontext.storage.hold import BranchHold
 from megacontext.storage.journal import Record, RecordKind
+from megacontext.storage.patches import Patches, checked, to_arrays
 from megacontext.storage.place import Place
 from megacontext.storage.segment import UNKNOWN
 from megacontext.storage.state import ActiveDocument, layer_tree, spec_metadata
@@ -169,11 +170,17 @@ class BranchWriter(BranchHold):
         original: bytes | None = None,
         pad: int = 0,
         gists: NewGists | None = None,
+        replaces: DocumentRecord | None = None,
+        patches: Patches | None = None,
     ) -> DocumentRecord:
         """Ends the document: from now on a reader sees it. `chars` and `lines` are the length of its text; `original` its
         source's bytes where decoding the tokens does not give them back. The unfinished block of an open document is
-        filled with `pad`, and the gists it completes come along. Acknowledge with `sync`."""
+        filled with `pad`, and the gists it completes come along. From then on the blocks of `replaces`, an earlier document of
+        this branch, are dead; `patches` are the gists of all nodes above level 1 that hold some of them, made again from
+        what is live. Acknowledge with `sync`."""
         active = self._writing(open=None)
+        rest = 1 if len(self.open_ids) else 0
+        arrays = self._deaths(replaces, patches, rest) if replaces is not None else {}
         kept = ""
         if original is not None:
             kept = self._store.put(original)
@@ -184,11 +191,46 @@ class BranchWriter(BranchHold):
             "text_hash": active.begun.text_hash if text_hash is None else text_hash,
             "original": kept,
             "pad": str(pad),
+            "replaces": str(-1 if replaces is None else replaces.ordinal),
         }
-        rest = 1 if len(self.open_ids) else 0
-        self._write_rows(RecordKind.END, {}, rest, gists, None, None, metadata)
+        self._write_rows(RecordKind.END, arrays, rest, gists, None, None, metadata)
         self._left_over = None
         return self._state.records[-1]
+
+    def remove_document(
+        self, record: DocumentRecord, patches: Patches | None = None, *, removed_at: float | None = None
+    ) -> DocumentRecord:
+        """Takes a document out: adds a tombstone for its source and makes its blocks dead; `patches` as in `end_document`.
+        Raises InvalidInput where it is no live document of this branch, or another one is being written."""
+        if self._state.active is not None and self._state.active is self._left_over and not self._left_over.begun.open:
+            self.abort_document()
+        if self._state.active is not None:
+            raise InvalidInput(f"{self._state.active.begun.source} is still being written; end or abort it first")
+        tombstone = DocumentRecord(
+            ordinal=0,
+            source=record.source,
+            version=record.version + 1,
+            media_type=record.media_type,
+            ingested_at=clock.time() if removed_at is None else removed_at,
+            removed=True,
+            replaces=record.ordinal,
+        )
+        arrays = self._deaths(record, patches, 0)
+        metadata = {**spec_metadata(self.layer), "document": canonical(tombstone.to_json()).decode()}
+        self._write(Record(RecordKind.REMOVE, metadata, arrays))
+        return self._state.records[-1]
+
+    def _deaths(self, record: DocumentRecord, patches: Patches | None, more: int) -> dict[str, Array]:
+        """What makes the blocks of `record` dead, in a timeline of `more` blocks than there are."""
+        start, stop = record.start_block, record.start_block + record.blocks
+        alive = not self._state.dead.within(start, stop) and stop <= self.blocks
+        if record.removed or record.open or record.ordinal >= self._state.next_ordinal or not alive:
+            raise InvalidInput(f"{record.source} (version {record.version}) is not a live document of this branch")
+        shape = self.layer.shape if self.layer else None
+        fresh = checked(patches, shape, self.blocks + more)
+        if start == stop:
+            return {}
+        return {"dead": np.array([[start, stop]], np.int64), **to_arrays(fresh)}
 
     def abort_document(self) -> None:
         """Drops the document being written; one that is open was visible and can only be ended."""

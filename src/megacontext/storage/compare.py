@@ -1,0 +1,167 @@
+"""Comparing the documents of two states of a memory, top-down over the Merkle lists of their records.
+
+Records are only appended, so two states share the pages from before they parted, and equal pages are skipped without
+being read: the cost is that of the difference, whatever the memory holds. What a source was before they parted is found
+from the first record after it, which names the one that it replaces. Only a source that came back after it had been
+removed (or one of format 1, which knew no replacing) is looked for from there backwards, page by page.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TypeGuard
+
+from megacontext.storage.commit import Commit, load_documents
+from megacontext.storage.documents import PAGE_RECORDS, DocumentRecord, load_page
+from megacontext.storage.merkle import differing, get
+from megacontext.storage.objects import ObjectReader
+from megacontext.storage.segment import Strand
+from megacontext.storage.snapshot import Snapshot
+
+
+@dataclass(frozen=True, kw_only=True)
+class Change:
+    """What became of a source between two states: its last record in each, a tombstone where it had been removed, None
+    where it never was."""
+
+    source: str
+    before: DocumentRecord | None
+    after: DocumentRecord | None
+
+    @property
+    def added(self) -> bool:
+        """It is there now and was not before."""
+        return not is_there(self.before) and is_there(self.after)
+
+    @property
+    def removed(self) -> bool:
+        """It was there before and is not now."""
+        return is_there(self.before) and not is_there(self.after)
+
+    @property
+    def changed(self) -> bool:
+        """It was there before and is there now, with another content."""
+        return is_there(self.before) and is_there(self.after)
+
+
+def is_there(record: DocumentRecord | None) -> TypeGuard[DocumentRecord]:
+    """Whether a source with this last record has a document."""
+    return record is not None and not record.removed
+
+
+def same_content(left: DocumentRecord, right: DocumentRecord) -> bool:
+    """Whether two documents hold the same text, as far as their records tell: conversations have no hash of their text,
+    and are told apart by their length."""
+    return (left.text_hash, left.tokens) == (right.text_hash, right.tokens)
+
+
+class RecordPages:
+    """The records of one state, page by page; a page is read when it is asked for."""
+
+    def __init__(self, reader: ObjectReader, strand: Strand, newest: Sequence[DocumentRecord] | None = None) -> None:
+        """The records of a stored `strand`; `newest`, where given, are those behind its sealed pages instead."""
+        self._reader, self._sealed = reader, strand.segments
+        self._tail: Sequence[str | Sequence[DocumentRecord]] = strand.pages
+        if newest is not None:
+            self._tail = [newest[at : at + PAGE_RECORDS] for at in range(0, len(newest), PAGE_RECORDS)]
+
+    @classmethod
+    def of_commit(cls, reader: ObjectReader, commit: Commit) -> RecordPages:
+        """Those of a commit."""
+        return cls(reader, load_documents(reader, commit).records)
+
+    @classmethod
+    def of_snapshot(cls, reader: ObjectReader, snapshot: Snapshot) -> RecordPages:
+        """Those of a snapshot, with what its journal adds."""
+        strand = load_documents(reader, snapshot.commit).records
+        documents = snapshot.documents
+        first = strand.segments.count * PAGE_RECORDS
+        return cls(reader, strand, [documents[ordinal] for ordinal in range(first, len(documents))])
+
+    def __len__(self) -> int:
+        return self._sealed.count + len(self._tail)
+
+    def page(self, number: int) -> Sequence[DocumentRecord]:
+        """The records of a page."""
+        page = self._name(number)
+        return load_page(self._reader, page) if isinstance(page, str) else page
+
+    def record(self, ordinal: int) -> DocumentRecord:
+        """The record with this ordinal."""
+        number, slot = divmod(ordinal, PAGE_RECORDS)
+        return self.page(number)[slot]
+
+    def shared_with(self, other: RecordPages) -> int:
+        """How many first pages both have in common."""
+        sealed = min(self._sealed.count, other._sealed.count)
+        at = min(next(differing(self._reader, self._sealed, other._sealed), sealed), sealed)
+        if at < sealed:
+            return at
+        while at < min(len(self), len(other)) and self._equal(at, other):
+            at += 1
+        return at
+
+    def _equal(self, number: int, other: RecordPages) -> bool:
+        left, right = self._name(number), other._name(number)
+        if isinstance(left, str) and isinstance(right, str):
+            return left == right
+        return list(self.page(number)) == list(other.page(number))
+
+    def _name(self, number: int) -> str | Sequence[DocumentRecord]:
+        if number < self._sealed.count:
+            return get(self._reader, self._sealed, number)
+        return self._tail[number - self._sealed.count]
+
+
+def changes(
+    left: RecordPages, right: RecordPages, same: Callable[[DocumentRecord, DocumentRecord], bool] = same_content
+) -> list[Change]:
+    """The sources whose documents differ between two states, by name. `same` says of two documents, in that order, whether
+    their content is equal."""
+    shared = left.shared_with(right)
+    old, new = _Suffix(left, shared), _Suffix(right, shared)
+    wanted = [new.first[source] for source in new.last.keys() - old.last.keys()]
+    wanted += [old.first[source] for source in old.last.keys() - new.last.keys()]
+    before = _before(left, shared, wanted)
+    found = []
+    for source in sorted(old.last.keys() | new.last.keys()):
+        a, b = old.last.get(source, before.get(source)), new.last.get(source, before.get(source))
+        equal = same(a, b) if is_there(a) and is_there(b) else not is_there(a) and not is_there(b)
+        if not equal:
+            found.append(Change(source=source, before=a, after=b))
+    return found
+
+
+class _Suffix:
+    """The first and the last record of each source behind the shared pages."""
+
+    def __init__(self, pages: RecordPages, shared: int) -> None:
+        self.first: dict[str, DocumentRecord] = {}
+        self.last: dict[str, DocumentRecord] = {}
+        for record in (each for number in range(shared, len(pages)) for each in pages.page(number)):
+            self.first.setdefault(record.source, record)
+            self.last[record.source] = record
+
+
+def _before(pages: RecordPages, shared: int, firsts: Iterable[DocumentRecord]) -> dict[str, DocumentRecord]:
+    """The last records, in the shared pages, of the sources whose first records behind these are given."""
+    found: dict[str, DocumentRecord] = {}
+    missing: set[str] = set()
+    for first in firsts:
+        if 0 <= first.replaces < shared * PAGE_RECORDS:
+            found[first.source] = pages.record(first.replaces)
+        elif first.version > 1:
+            missing.add(first.source)
+    for record in _backwards(pages, shared) if missing else ():
+        if record.source in missing:
+            found[record.source] = record
+            missing.discard(record.source)
+            if not missing:
+                break
+    return found
+
+
+def _backwards(pages: RecordPages, stop: int) -> Iterator[DocumentRecord]:
+    for number in range(stop - 1, -1, -1):
+        yield from reversed(pages.page(number))
