@@ -70,3 +70,23 @@ def test_a_reader_knows_kinds(tmp_path: Path) -> None:
         reader.tensors(tensors, "c")
     with pytest.raises(CorruptObject, match="should hold c, not b"):
         reader.json(text, "c")
+
+
+@pytest.mark.parametrize("name", ["../../outside", "/dev/zero", "", "a" * 63, "A" * 64, 7, None])
+def test_a_name_of_another_form_leads_nowhere(tmp_path: Path, name: str) -> None:
+    """Objects name objects, and anybody may have made them."""
+    (tmp_path / "outside").write_bytes(b"secret")
+    store = local(tmp_path / "a")
+    for read in (store.get, store.view, store.has):
+        with pytest.raises(CorruptObject, match="not the name of an object"):
+            read(name)
+
+
+def test_what_is_put_again_is_young_again(tmp_path: Path) -> None:
+    """The collector goes by age: an object that was garbage may be part of the next commit."""
+    store = local(tmp_path)
+    path = tmp_path / "objects" / (name := store.put(b"some"))[:2] / name
+    store.sync()
+    os.utime(path, (1, 1))
+    store.put(b"some")
+    assert path.stat().st_mtime > 1

@@ -55,10 +55,10 @@ def test_a_newer_format_is_told_from_damage(tmp_path: Path) -> None:
     create(tmp_path / "m")
     path = tmp_path / "m/megacontext.json"
     data = path.read_bytes()
-    path.write_bytes(sealed({**unsealed(data), "format": 2}))
+    path.write_bytes(sealed({**unsealed(data), "format": 3}))
     with pytest.raises(FormatVersionError, match="upgrade"):
         Repository.open(tmp_path / "m")
-    path.write_bytes(data.replace(b'"format":1', b'"format":3'))
+    path.write_bytes(data.replace(b'"format":2', b'"format":3'))
     with pytest.raises(CorruptObject, match=r"megacontext\.json"):
         Repository.open(tmp_path / "m")
     path.write_bytes(data[:-10])
