@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import numpy as np
 
-from megacontext.errors import UnknownReference
+from megacontext.errors import CorruptObject, UnknownReference
+from megacontext.storage.gather import LARGEST_ROW, address, gather
 from megacontext.storage.tensors import I64, Array
 
-# How many pieces a column remembers; each may hold a file mapped.
-REMEMBERED = 1024
+# How many pieces a column remembers, as many as a reader keeps objects.
+REMEMBERED = 8192
+# The number of the tail among the pieces.
+_TAIL = -1
 
 
 class Rows:
@@ -55,6 +59,7 @@ class Column:
     """An immutable column of a tree: pieces of `piece` rows, fetched by number, then a tail in memory.
 
     The cost of a read depends on the rows asked for (and log n to find a piece), not on the column's length.
+    Several threads may read at once. Raises CorruptObject where a piece does not hold the rows that it should.
     """
 
     def __init__(self, name: str, fetch: Callable[[int], Array], piece: int, tail_start: int, tail: Array) -> None:
@@ -63,7 +68,8 @@ class Column:
         self._piece = piece
         self._tail_start = tail_start
         self._tail = tail
-        self._pieces: dict[int, Array] = {}
+        self._row = tail.itemsize * math.prod(tail.shape[1:])
+        self._pieces = _Pieces(-(-tail_start // piece), tail)
         self.count = tail_start + len(tail)
 
     def range(self, start: int, stop: int) -> Array:
@@ -75,7 +81,7 @@ class Column:
         while at < min(stop, self._tail_start):
             number, offset = divmod(at, self._piece)
             end = min(stop, self._tail_start, (number + 1) * self._piece)
-            parts.append(self._fetched(number)[offset : offset + end - at])
+            parts.append(self._fetched(self._known(), number)[offset : offset + end - at])
             at = end
         if stop > self._tail_start or not parts:
             low = max(start - self._tail_start, 0)
@@ -87,30 +93,65 @@ class Column:
     def at(self, index: I64) -> Array:
         """Rows at int64 [k] indices, in that order; raises UnknownReference outside the column."""
         index = np.asarray(index, np.int64)
-        if len(index) and not (index.min() >= 0 and index.max() < self.count):
-            bad = int(index[(index < 0) | (index >= self.count)][0])
-            raise UnknownReference(f"no {self._name} {bad}; there are {self.count}")
-        # One gather for each piece that is touched: sort by piece, the tail being piece -1.
-        piece = np.where(index < self._tail_start, index // self._piece, -1)
-        order = np.argsort(piece, kind="stable")
-        numbers, starts = np.unique(piece[order], return_index=True)
-        offsets = np.where(piece < 0, index - self._tail_start, index % self._piece)[order]
-        gathered = np.empty((len(index), *self._tail.shape[1:]), self._tail.dtype)
-        ends = [*starts[1:].tolist(), len(index)] if len(index) else []
-        for number, begin, end in zip(numbers.tolist(), starts.tolist(), ends, strict=True):
-            source = self._tail if number < 0 else self._fetched(number)
-            # "clip" only because it lets take write in place; all offsets are inside.
-            np.take(source, offsets[begin:end], axis=0, out=gathered[begin:end], mode="clip")
-        rows = np.empty_like(gathered)
-        rows[order] = gathered
+        # Seen without a sign, a negative index is larger than any other.
+        highest = int(index.view(np.uint64).max(initial=0)) if index.flags.c_contiguous else self.count
+        if highest >= self.count and len(index):
+            self._refuse(index)
+        number = index // self._piece
+        offset = index - number * self._piece
+        if highest >= self._tail_start:
+            in_tail = index >= self._tail_start
+            number[in_tail] = _TAIL
+            offset[in_tail] = index[in_tail] - self._tail_start
+        rows = self._gathered(number, offset)
         rows.setflags(write=False)
         return rows
 
-    def _fetched(self, number: int) -> Array:
-        """A piece, remembered: the pieces of a column never change."""
-        piece = self._pieces.get(number)
-        if piece is None:
-            if len(self._pieces) >= REMEMBERED:
-                self._pieces.clear()
-            piece = self._pieces[number] = self._fetch(number)
-        return piece
+    def _refuse(self, index: I64) -> None:
+        outside = index[(index < 0) | (index >= self.count)]
+        if len(outside):
+            raise UnknownReference(f"no {self._name} {int(outside[0])}; there are {self.count}")
+
+    def _gathered(self, number: I64, offset: I64) -> Array:
+        """A copy of row `offset` of piece `number` for each of int64 [k] pairs."""
+        pieces = self._known()
+        addresses = pieces.addresses[number]
+        if not addresses.all():
+            for missing in np.unique(number[addresses == 0]).tolist():
+                self._fetched(pieces, missing)
+            addresses = pieces.addresses[number]
+        if self._row <= LARGEST_ROW:
+            return gather(addresses + offset * self._row, self._tail)
+        parts = zip(number.tolist(), offset.tolist(), strict=True)
+        return np.stack([pieces.arrays[each][at] for each, at in parts]) if len(number) else self._tail[:0]
+
+    def _known(self) -> _Pieces:
+        """The pieces seen so far; others begin anew where they have become many, as each may hold a file mapped."""
+        if len(self._pieces.arrays) > REMEMBERED:
+            self._pieces = _Pieces(len(self._pieces.addresses) - 1, self._tail)
+        return self._pieces
+
+    def _fetched(self, pieces: _Pieces, number: int) -> Array:
+        """A piece, remembered: the pieces of a column never change. Raises CorruptObject for one of another form."""
+        if number not in pieces.arrays:
+            array, due = self._fetch(number), min(self._piece, self._tail_start - number * self._piece)
+            # Rows are gathered by address: there must be as many, and as large, as are counted on.
+            if array.dtype != self._tail.dtype or array.shape[1:] != self._tail.shape[1:] or len(array) < due:
+                expected = f"{due} rows of {self._tail.shape[1:]} {self._tail.dtype}"
+                raise CorruptObject(f"piece {number} of {self._name} holds {array.shape} {array.dtype}, not {expected}")
+            pieces.add(number, array)
+        return pieces.arrays[number]
+
+
+class _Pieces:
+    """Arrays by number, the tail among them, and their addresses, int64 [count + 1], 0 where one is not known yet."""
+
+    def __init__(self, count: int, tail: Array) -> None:
+        self.arrays: dict[int, Array] = {}
+        self.addresses: I64 = np.zeros(count + 1, np.int64)
+        self.add(_TAIL, np.ascontiguousarray(tail))
+
+    def add(self, number: int, array: Array) -> None:
+        """Keeps an array alive, then tells where it lies: another thread may read at any moment."""
+        array = self.arrays.setdefault(number, array)
+        self.addresses[number] = address(array)

@@ -1,0 +1,108 @@
+"""A column gives the rows of its pieces and its tail, wherever they lie, and refuses pieces that hold others."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from megacontext.errors import CorruptObject, UnknownReference
+from megacontext.storage import column
+from megacontext.storage.column import Column, Rows
+from megacontext.storage.gather import LARGEST_ROW, address
+
+SHAPES = [((), np.uint8), ((), np.uint32), ((32,), np.uint32), ((1, 5), np.float16), ((LARGEST_ROW,), np.uint32)]
+
+
+def rows_of(count: int, shape: tuple[int, ...], dtype: type[np.generic]) -> np.ndarray:
+    return np.arange(count * int(np.prod(shape)), dtype=np.int64).astype(dtype).reshape(count, *shape)
+
+
+def cut(rows: np.ndarray, piece: int, sealed: int) -> Column:
+    """A column over `rows`, of which the first `sealed` lie in pieces with something else before and behind them."""
+
+    def fetch(number: int) -> np.ndarray:
+        part = rows[number * piece : min((number + 1) * piece, sealed)]
+        surrounded = np.concatenate((part[:1], part, part[:1]))[1:-1]
+        assert not np.shares_memory(surrounded, rows)
+        return surrounded
+
+    return Column("rows", fetch, piece, sealed, rows[sealed:])
+
+
+@given(st.data(), st.sampled_from(SHAPES), st.sampled_from([1, 4, 32]), st.integers(0, 100), st.integers(0, 40))
+def test_it_reads_like_one_array(data: st.DataObject, form: tuple, piece: int, sealed: int, tail: int) -> None:
+    shape, dtype = form
+    if shape == (LARGEST_ROW,):
+        sealed, tail = sealed % 9, tail % 5
+    rows = rows_of(sealed + tail, shape, dtype)
+    whole = cut(rows, piece, sealed)
+    count = st.integers(0, max(len(rows) - 1, 0))
+    for _ in range(3):
+        index = np.array(data.draw(st.lists(count, max_size=40 if len(rows) else 0)), np.int64)
+        found = whole.at(index)
+        np.testing.assert_array_equal(found, rows[index])
+        assert found.dtype == rows.dtype and not found.flags.writeable
+        start = data.draw(count)
+        stop = data.draw(st.integers(start, len(rows)))
+        np.testing.assert_array_equal(whole.range(start, stop), rows[start:stop])
+
+
+def test_indices_may_be_of_any_kind_and_order() -> None:
+    rows = rows_of(100, (32,), np.uint32)
+    whole = cut(rows, 32, 96)
+    for index in (np.arange(100)[::-3], np.array([99, 0, 99], np.uint8), np.arange(100).reshape(10, 10)[:, 3], [7, 7]):
+        np.testing.assert_array_equal(whole.at(index), rows[np.asarray(index)])
+
+
+@pytest.mark.parametrize("bad", [-1, 100, -(2**63), 2**63 - 1])
+def test_outside_is_named(bad: int) -> None:
+    whole = cut(rows_of(100, (), np.uint32), 32, 96)
+    with pytest.raises(UnknownReference, match=rf"no rows {bad}; there are 100"):
+        whole.at(np.array([0, bad, 5]))
+    with pytest.raises(UnknownReference):
+        whole.range(0, 101)
+
+
+@pytest.mark.parametrize(
+    "piece",
+    [np.zeros((31, 32), np.uint32), np.zeros((32, 31), np.uint32), np.zeros((32, 32), np.int32), np.zeros(0, np.uint32)],
+)
+def test_a_piece_of_another_form_is_damage(piece: np.ndarray) -> None:
+    whole = Column("rows", lambda number: piece, 32, 64, np.empty((0, 32), np.uint32))
+    with pytest.raises(CorruptObject, match="piece 1 of rows"):
+        whole.at(np.array([40]))
+    with pytest.raises(CorruptObject, match="piece 0 of rows"):
+        whole.range(0, 64)
+
+
+def test_only_rows_without_gaps_have_an_address() -> None:
+    assert address(np.zeros((4, 4))[1:]) % 8 == 0
+    for gaps in (np.zeros((4, 4))[:, 1:], np.frombuffer(bytes(9), np.uint8)[1:].view(np.uint32)):
+        with pytest.raises(ValueError, match="without gaps"):
+            address(gaps)
+
+
+def test_many_threads_read_while_pieces_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(column, "REMEMBERED", 3)
+    rows = rows_of(1000, (8,), np.uint32)
+    whole = cut(rows, 32, 992)
+
+    def read(seed: int) -> bool:
+        random = np.random.default_rng(seed)
+        indices = [random.integers(0, 1000, 50) for _ in range(200)]
+        return all(np.array_equal(whole.at(index), rows[index]) for index in indices)
+
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(read, range(16)))
+
+
+def test_a_view_stays_as_it_was_while_rows_are_added() -> None:
+    rows = Rows((2,), np.uint32)
+    rows.append(rows_of(3, (2,), np.uint32))
+    view = rows.view()
+    rows.append(rows_of(500, (2,), np.uint32))
+    np.testing.assert_array_equal(view, rows_of(3, (2,), np.uint32))
