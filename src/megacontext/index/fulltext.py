@@ -3,46 +3,42 @@
 What `FullTextIndex.search` finds is defined on the snapshot alone, so that the same memory gives the same answer
 whatever else an index file holds, and without one:
 
-* The *document frequency* df of a term is the number of complete blocks of the snapshot that hold it, those of dead
-  documents included (a frequency is a statistic, and counting them anew at each removal would not be).
+* The *document frequency* df of a term is the number of complete, live blocks of the snapshot that hold it. For a
+  reader who may not see all of them (`allowed`) it is the number of those that he may see, at most `max_postings` of
+  the sealed ones and all of the tail: so nothing about the others can be told from what is found and how it ranks.
 * The query keeps its rarest terms (by df, then by id; special tokens and what occurs nowhere left out): at most
   `max_terms`, and only as many as have `max_postings` occurrences together, but at least one.
-* Candidates are the last `max_postings` sealed blocks before `before_block` that hold a kept term, and every such
-  block of the tail. So the cost does not grow with the history. Dead ones are dropped.
+* Candidates are the last `max_postings` sealed blocks before `before_block` that hold a kept term, are live and allowed,
+  and every such block of the tail. So the cost does not grow with the history, but for dead and denied blocks passed over.
 * They are ranked by BM25 over the kept terms; of equal ones the newer comes first.
 """
 
 from __future__ import annotations
 
-import logging
 import sqlite3
-import threading
 from collections import OrderedDict
-from collections.abc import Callable, Collection
-from contextlib import suppress
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from megacontext.errors import ConfigError
-from megacontext.index.bm25 import I64, U32, Bm25Config, block_counts, inverse_frequency, scores
+from megacontext.index.bm25 import F64, I64, U32, Bm25Config, block_counts, inverse_frequency, scores
+from megacontext.index.disposable import FOLDER, Bool, DisposableFile, Keep
 from megacontext.index.inverted import InvertedFile, SegmentRows, TermCounts
 from megacontext.storage.snapshot import Snapshot
 
-log = logging.getLogger(__name__)
-
-FOLDER = "index"
 FILE = "fulltext.sqlite"
 # The layouts of this many timelines are kept: one for each branch that is searched in turn.
 KEEP_LAYOUTS = 8
-# SQLite's primary result codes for a file that is not what it should be.
-_DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR, sqlite3.SQLITE_FORMAT}
+# So many partly dead segments are remembered with what their dead blocks hold.
+KEEP_DEAD = 1024
 
 F32 = NDArray[np.float32]
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,61 +81,65 @@ class FullTextIndex:
         self.path = Path(memory) / FOLDER / FILE
         self._config = config or FullTextConfig()
         self._special = np.array(sorted(special_ids), np.uint32)
-        self._lock = threading.RLock()
-        self._file: InvertedFile | None = None
-        self._inode = 0
-        self._in_memory = False
         self._layouts: OrderedDict[str, _Layout] = OrderedDict()
+        self._dead: tuple[tuple[str, tuple[tuple[int, int], ...]], TermCounts] | None = None
+        self._dead_spans: OrderedDict[tuple[str, tuple[tuple[int, int], ...]], TermCounts] = OrderedDict()
+        self._disposable = DisposableFile(self.path, InvertedFile, self._layouts.clear)
 
     def ensure(self, snapshot: Snapshot) -> None:
         """Indexes the sealed segments of a snapshot that are not indexed yet; `search` does so too."""
-        self._using(lambda file: self._layout(file, snapshot))
+        self._disposable.using(lambda file: self._layout(file, snapshot))
 
-    def search(self, snapshot: Snapshot, token_ids: ArrayLike, limit: int, before_block: int | None = None) -> Hits:
+    def search(
+        self,
+        snapshot: Snapshot,
+        token_ids: ArrayLike,
+        limit: int,
+        before_block: int | None = None,
+        allowed: Keep | None = None,
+    ) -> Hits:
         """The at most `limit` best complete blocks of the snapshot for a query of `token_ids` [q].
 
-        With `before_block`, only blocks before that one. Never a dead block, nor one of another branch.
+        With `before_block`, only blocks before that one; with `allowed` (blocks int64 [k] to bool [k]), only those that it
+        lets pass. Never a dead block, nor one of another branch.
         """
         terms = np.setdiff1d(np.asarray(token_ids, np.uint32), self._special)
         stop = snapshot.blocks if before_block is None else min(before_block, snapshot.blocks)
         if limit < 1 or stop <= 0 or not len(terms):
-            return _NOTHING
+            return NOTHING
+        keep = visible(snapshot, allowed)
         sealed = snapshot.sealed_blocks
-        tail_ids = snapshot.tokens(sealed, snapshot.blocks)
-        tail_fill = snapshot.fill(sealed, snapshot.blocks)
+        tail = np.arange(sealed, snapshot.blocks, dtype=np.int64)
+        tail = tail if keep is None else tail[keep(tail)]
+        tail_ids, tail_fill = snapshot.tokens_at(tail), snapshot.fill_at(tail)
 
         def sealed_candidates(file: InvertedFile) -> tuple[U32, I64, I64]:
             layout = self._layout(file, snapshot)
-            counts = layout.counts.of(terms) + block_counts(tail_ids, tail_fill, terms)
+            if allowed is None:
+                counts = layout.counts.of(terms) - self._dead_counts(file, snapshot).of(terms)
+            else:
+                counts = np.array([len(self._candidates(file, layout, terms[[at]], sealed, keep)) for at in range(len(terms))])
+            counts = counts + block_counts(tail_ids, tail_fill, terms)
             kept = self._rarest(terms, counts)
-            found = self._candidates(file, layout, terms[kept], min(stop, sealed))
+            found = self._candidates(file, layout, terms[kept], min(stop, sealed), keep)
             return terms[kept], counts[kept], found
 
-        kept, counts, found = self._using(sealed_candidates)
-        in_tail = sealed + np.flatnonzero(np.isin(tail_ids, kept).any(axis=1))
+        kept, counts, found = self._disposable.using(sealed_candidates)
+        # Whatever the file says: only what may be seen.
+        found = found if keep is None else found[keep(found)]
+        in_tail = tail[np.isin(tail_ids, kept).any(axis=1)]
         blocks = np.concatenate((np.sort(found), in_tail[in_tail < stop]))
-        blocks = blocks[~_dead(snapshot, blocks)]
-        weights = inverse_frequency(snapshot.blocks, counts)
+        weights = inverse_frequency(snapshot.timeline().live_blocks, counts)
         ranked = scores(snapshot.tokens_at(blocks), snapshot.fill_at(blocks), kept, weights, self._config.bm25)
-        # A hit in the filling is none: its score is 0.
-        order = np.lexsort((-blocks, -ranked))[: min(limit, int(np.count_nonzero(ranked)))]
-        return Hits(blocks[order], ranked[order].astype(np.float32))
+        return best(blocks, ranked, limit)
 
     def delete(self) -> None:
         """Removes the file, and with it every trace of what was indexed; the next search starts a new one."""
-        with self._lock:
-            self.close()
-            for suffix in ("", "-wal", "-shm"):
-                self.path.with_name(FILE + suffix).unlink(missing_ok=True)
+        self._disposable.delete()
 
     def close(self) -> None:
         """Closes the file; the next use opens it again."""
-        with self._lock:
-            self._layouts.clear()
-            if self._file is not None:
-                with suppress(sqlite3.Error):
-                    self._file.close()
-                self._file = None
+        self._disposable.close()
 
     def _rarest(self, terms: U32, counts: I64) -> I64:
         """Which terms a query keeps: ascending indices."""
@@ -148,20 +148,49 @@ class FullTextIndex:
         within = int(np.searchsorted(np.cumsum(counts[order]), self._config.max_postings, side="right"))
         return np.sort(order[: max(within, 1)])
 
-    def _candidates(self, file: InvertedFile, layout: _Layout, terms: U32, stop: int) -> I64:
-        """The last sealed blocks before `stop` that hold any of the terms, at most `max_postings`, descending."""
+    def _candidates(self, file: InvertedFile, layout: _Layout, terms: U32, stop: int, keep: Keep | None) -> I64:
+        """The last sealed blocks before `stop` that hold any of the terms and pass, at most `max_postings`, descending."""
         parts: list[I64] = [np.zeros(0, np.int64)]
         room = self._config.max_postings
         for first, last in reversed(_runs(layout.rows)):
             start = int(layout.starts[first])
-            row = int(layout.rows.first_row[first])
+            shift = int(layout.rows.first_row[first]) - start
             length = min(int(layout.starts[last] + layout.rows.blocks[last]), stop) - start
             if length <= 0 or not room or not len(terms):
                 continue
-            rows = file.newest(terms, row, row + length - 1, room)
-            parts.append(rows - row + start)
+            passing = None if keep is None else partial(_shifted, keep, shift)
+            rows = file.newest(terms, start + shift, start + shift + length - 1, room, passing)
+            parts.append(rows - shift)
             room -= len(rows)
         return np.concatenate(parts)
+
+    def _dead_counts(self, file: InvertedFile, snapshot: Snapshot) -> TermCounts:
+        """In how many dead sealed blocks each token occurs."""
+        dead = snapshot.timeline().dead
+        key = (snapshot.commit.tokens, dead)
+        if self._dead is None or self._dead[0] != key:
+            names = snapshot.segments() if dead else []
+            size = snapshot.sealed_blocks // max(len(names), 1)
+            self._dead = key, TermCounts.sum([TermCounts.empty(), *self._dead_parts(file, snapshot, names, size)])
+        return self._dead[1]
+
+    def _dead_parts(self, file: InvertedFile, snapshot: Snapshot, names: list[str], size: int) -> Iterator[TermCounts]:
+        parts: dict[int, list[tuple[int, int]]] = {}
+        for start, stop in snapshot.timeline().dead:
+            for number in range(start // max(size, 1), min(-(-stop // max(size, 1)), len(names))):
+                inside = max(start - number * size, 0), min(stop - number * size, size)
+                parts.setdefault(number, []).append(inside)
+        for number, spans in parts.items():
+            if spans == [(0, size)]:
+                yield file.segment_counts(names[number])
+                continue
+            key = names[number], tuple(spans)
+            if key not in self._dead_spans:
+                blocks = number * size + np.concatenate([np.arange(*span, dtype=np.int64) for span in spans])
+                self._dead_spans[key] = TermCounts.of_blocks(snapshot.tokens_at(blocks), snapshot.fill_at(blocks))
+                if len(self._dead_spans) > KEEP_DEAD:
+                    self._dead_spans.popitem(last=False)
+            yield self._dead_spans[key]
 
     def _layout(self, file: InvertedFile, snapshot: Snapshot) -> _Layout:
         key = snapshot.commit.tokens
@@ -179,51 +208,31 @@ class FullTextIndex:
         self._layouts.move_to_end(key)
         return layout
 
-    def _using(self, work: Callable[[InvertedFile], T]) -> T:
-        """Does `work` with the file, with a rebuilt one if it is damaged, or else with one in memory."""
-        with self._lock:
-            for last_try in (False, False, True):
-                try:
-                    return work(self._opened())
-                except (sqlite3.Error, OSError) as error:
-                    if last_try or self._in_memory:
-                        raise
-                    self._recover(error)
-        raise AssertionError("the last try returns or raises")
 
-    def _opened(self) -> InvertedFile:
-        if self._file is None and self._in_memory:
-            self._file = InvertedFile(None)
-        elif self._file is None:
-            self.path.parent.mkdir(exist_ok=True)
-            self._inode = self._inode_now()
-            self._file = InvertedFile(self.path)
-            self._inode = self._inode_now()
-        return self._file
-
-    def _recover(self, error: sqlite3.Error | OSError) -> None:
-        code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 0xFF
-        damaged = isinstance(error, sqlite3.Error) and code in _DAMAGED
-        # Only the file that was found damaged is removed: another process may have replaced it already.
-        seen, now = self._inode, self._inode_now()
-        self.close()
-        if damaged:
-            log.warning("the index %s is damaged (%s) and is built again", self.path, error)
-            with suppress(OSError):
-                if seen == now:
-                    self.delete()
-                return
-        log.warning("the index %s cannot be used (%s); it is kept in memory", self.path, error)
-        self._in_memory = True
-
-    def _inode_now(self) -> int:
-        try:
-            return self.path.stat().st_ino
-        except OSError:
-            return 0
+NOTHING = Hits(np.zeros(0, np.int64), np.zeros(0, np.float32))
 
 
-_NOTHING = Hits(np.zeros(0, np.int64), np.zeros(0, np.float32))
+def best(blocks: I64, ranked: F64, limit: int) -> Hits:
+    """The `limit` blocks with the highest scores above 0; of equal ones the newer comes first."""
+    order = np.lexsort((-blocks, -ranked))[: min(limit, int(np.count_nonzero(ranked > 0)))]
+    return Hits(blocks[order], ranked[order].astype(np.float32))
+
+
+def visible(snapshot: Snapshot, allowed: Keep | None) -> Keep | None:
+    """What a reader may see of a snapshot: live, and allowed; None where that is everything."""
+    timeline = snapshot.timeline()
+    if not timeline.dead:
+        return allowed
+
+    def passes(blocks: I64) -> Bool:
+        live = ~timeline.dead_mask(np.zeros(len(blocks), np.int8), blocks)
+        return live if allowed is None else live & allowed(blocks)
+
+    return passes
+
+
+def _shifted(keep: Keep, shift: int, rows: I64) -> Bool:
+    return keep(rows - shift)
 
 
 def _runs(rows: SegmentRows) -> list[tuple[int, int]]:
@@ -232,7 +241,3 @@ def _runs(rows: SegmentRows) -> list[tuple[int, int]]:
         return []
     gaps = np.flatnonzero(rows.first_row[1:] != rows.first_row[:-1] + rows.blocks[:-1])
     return list(zip([0, *(gaps + 1).tolist()], [*gaps.tolist(), len(rows.first_row) - 1], strict=True))
-
-
-def _dead(snapshot: Snapshot, blocks: I64) -> NDArray[np.bool_]:
-    return snapshot.timeline().dead_mask(np.zeros(len(blocks), np.int8), blocks)

@@ -18,12 +18,11 @@ from typing import NamedTuple
 import numpy as np
 
 from megacontext.index.bm25 import I64, U8, U32, real_tokens
+from megacontext.index.disposable import Keep, connect, newest, transaction
 from megacontext.storage.hashing import digest
 
 VERSION = 1
 CHECKPOINT_SEGMENTS = 32
-# How long one process waits for another to finish a segment (about 50 ms), in milliseconds.
-BUSY_MS = 30_000
 _LETTERS = np.frombuffer(b"abcdefghijklmnop", np.uint8)
 _SHIFTS = np.arange(28, -4, -4, dtype=np.uint32)
 
@@ -107,20 +106,7 @@ class InvertedFile:
 
     def __init__(self, path: Path | None) -> None:
         """Opens or creates the file at `path`; None keeps the index in this process's memory."""
-        self._db = sqlite3.connect(
-            ":memory:" if path is None else path,
-            timeout=BUSY_MS / 1000,
-            isolation_level=None,
-            check_same_thread=False,
-        )
-        try:
-            if path is not None:
-                self._db.execute("PRAGMA journal_mode = WAL")
-                self._db.execute("PRAGMA synchronous = NORMAL")
-            self._create()
-        except BaseException:
-            self._db.close()
-            raise
+        self._db = connect(path, VERSION, _SCHEMA)
 
     def close(self) -> None:
         """Closes the file."""
@@ -149,40 +135,26 @@ class InvertedFile:
                 break
         while at < len(names):
             part = names[at : at + CHECKPOINT_SEGMENTS]
-            total = TermCounts.sum([total, *(self._segment_counts(name) for name in part)])
+            total = TermCounts.sum([total, *(self.segment_counts(name) for name in part)])
             at += len(part)
             if at % CHECKPOINT_SEGMENTS == 0:
                 key = keys[at // CHECKPOINT_SEGMENTS - 1]
                 self._db.execute("INSERT OR IGNORE INTO totals VALUES (?, ?, ?)", (key, *total.stored()))
         return total
 
-    def newest(self, terms: U32, first_row: int, last_row: int, limit: int) -> I64:
-        """The last `limit` of the rows `first_row` to `last_row` that hold any of `terms` [t], descending."""
+    def segment_counts(self, name: str) -> TermCounts:
+        """In how many blocks of an indexed segment each token id occurs."""
+        row = self._db.execute("SELECT terms, counts FROM segments WHERE name = ?", (name,)).fetchone()
+        if row is None:
+            raise sqlite3.DatabaseError(f"segment {name} was indexed and is gone")
+        return TermCounts.parse(row)
+
+    def newest(self, terms: U32, first_row: int, last_row: int, limit: int, keep: Keep | None = None) -> I64:
+        """The last `limit` of the rows `first_row` to `last_row` that hold any of `terms` [t] and that `keep`, given
+        rows, lets pass; descending."""
         query = " OR ".join(term.decode() for term in _words(terms).view("S9").ravel().tolist())
-        found = self._db.execute(
-            "SELECT rowid FROM postings WHERE postings MATCH ? AND rowid BETWEEN ? AND ? ORDER BY rowid DESC LIMIT ?",
-            (query, first_row, last_row, limit),
-        )
-        return np.array([row for (row,) in found], np.int64)
-
-    def _create(self) -> None:
-        if self._version() == VERSION:
-            return
-        self._db.execute("BEGIN IMMEDIATE")
-        try:
-            version = self._version()  # another process may have been faster
-            if version not in (0, VERSION):
-                raise sqlite3.DatabaseError(f"index version {version} is not {VERSION}")
-            if version == 0:
-                for statement in _SCHEMA.split(";")[:-1]:
-                    self._db.execute(statement)
-            self._db.execute("COMMIT")
-        except BaseException:
-            self._db.execute("ROLLBACK")
-            raise
-
-    def _version(self) -> int:
-        return int(self._db.execute("PRAGMA user_version").fetchone()[0])
+        select = "SELECT rowid FROM postings WHERE postings MATCH ? AND rowid BETWEEN ? AND ? ORDER BY rowid DESC"
+        return newest(self._db, select, (query, first_row, last_row), limit, keep)
 
     def _known(self, names: Sequence[str]) -> dict[str, tuple[int, int]]:
         known: dict[str, tuple[int, int]] = {}
@@ -193,16 +165,9 @@ class InvertedFile:
             known.update({name: (row, blocks) for name, row, blocks in self._db.execute(query, part)})
         return known
 
-    def _segment_counts(self, name: str) -> TermCounts:
-        row = self._db.execute("SELECT terms, counts FROM segments WHERE name = ?", (name,)).fetchone()
-        if row is None:
-            raise sqlite3.DatabaseError(f"segment {name} was indexed and is gone")
-        return TermCounts.parse(row)
-
     def _insert(self, name: str, ids: U32, fill: U8) -> tuple[int, int]:
         rows, counts = _texts(ids, fill), TermCounts.of_blocks(ids, fill)
-        self._db.execute("BEGIN IMMEDIATE")
-        try:
+        with transaction(self._db):
             there = self._known([name]).get(name)
             if there is None:
                 query = "SELECT coalesce(max(first_row + blocks), 0) FROM segments"
@@ -210,11 +175,6 @@ class InvertedFile:
                 there = first, len(ids)
                 self._db.executemany("INSERT INTO postings(rowid, terms) VALUES (?, ?)", enumerate(rows, first))
                 self._db.execute("INSERT INTO segments VALUES (?, ?, ?, ?, ?)", (name, *there, *counts.stored()))
-            self._db.execute("COMMIT")
-        except BaseException:
-            if self._db.in_transaction:
-                self._db.execute("ROLLBACK")
-            raise
         return there
 
 

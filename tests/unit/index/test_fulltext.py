@@ -47,12 +47,25 @@ def memory(root: Path, seed: int = 0, documents: int = 6, vocabulary: int = 120)
 
 
 def brute_force(
-    snapshot: Snapshot, query: list[int], limit: int, before: int | None, config: FullTextConfig = CONFIG
+    snapshot: Snapshot,
+    query: list[int],
+    limit: int,
+    before: int | None,
+    config: FullTextConfig = CONFIG,
+    allowed: frozenset[int] | None = None,
 ) -> list[tuple[int, float]]:
     """The definition in the module's docstring, read literally."""
     ids, fill = snapshot.tokens(0, snapshot.blocks), snapshot.fill(0, snapshot.blocks)
     texts = [row[:count].tolist() for row, count in zip(ids, fill, strict=True)]
-    frequency = {term: sum(term in text for text in texts) for term in set(query) - {EOS}}
+    live = [block for block in range(len(texts)) if not snapshot.timeline().is_dead(0, block)]
+    seen = [block for block in live if allowed is None or block in allowed]
+
+    def count(term: int) -> int:
+        holds = [block for block in seen if term in texts[block]]
+        sealed = sum(block < snapshot.sealed_blocks for block in holds)
+        return len(holds) - (0 if allowed is None else max(sealed - config.max_postings, 0))
+
+    frequency = {term: count(term) for term in set(query) - {EOS}}
     kept: list[int] = []
     for term in sorted((term for term in frequency if frequency[term]), key=lambda term: (frequency[term], term)):
         full = sum(frequency[each] for each in [*kept, term]) > config.max_postings
@@ -60,29 +73,35 @@ def brute_force(
             break
         kept.append(term)
     stop = len(texts) if before is None else min(before, len(texts))
-    holds = [block for block in range(stop) if set(kept) & set(texts[block])]
+    holds = [block for block in seen if block < stop and set(kept) & set(texts[block])]
     sealed = [block for block in holds if block < snapshot.sealed_blocks][-config.max_postings :]
     found = []
     for block in sealed + [block for block in holds if block >= snapshot.sealed_blocks]:
-        if snapshot.timeline().is_dead(0, block):
-            continue
         score, length = 0.0, len(texts[block]) / 32
         for term in kept:
-            weight = math.log(1 + (len(texts) - frequency[term] + 0.5) / (frequency[term] + 0.5))
-            count = texts[block].count(term)
+            weight = math.log(1 + (len(live) - frequency[term] + 0.5) / (frequency[term] + 0.5))
+            times = texts[block].count(term)
             norm = config.bm25.k1 * (1 - config.bm25.b + config.bm25.b * length)
-            score += weight * count * (config.bm25.k1 + 1) / (count + norm)
+            score += weight * times * (config.bm25.k1 + 1) / (times + norm)
         found.append((block, score))
     return sorted(found, key=lambda hit: (-hit[1], -hit[0]))[:limit]
 
 
-def check(index: FullTextIndex, snapshot: Snapshot, query: list[int], limit: int = 10, before: int | None = None) -> None:
-    expected = brute_force(snapshot, query, limit, before)
-    hits = index.search(snapshot, query, limit, before)
+def check(
+    index: FullTextIndex,
+    snapshot: Snapshot,
+    query: list[int],
+    limit: int = 10,
+    before: int | None = None,
+    allowed: frozenset[int] | None = None,
+) -> None:
+    expected = brute_force(snapshot, query, limit, before, allowed=allowed)
+    keep = None if allowed is None else lambda blocks: np.isin(blocks, sorted(allowed))
+    hits = index.search(snapshot, query, limit, before, keep)
     assert hits.blocks.dtype == np.int64 and hits.scores.dtype == np.float32
     np.testing.assert_allclose(hits.scores, [score for _, score in expected], rtol=1e-5)
     # Up to ties: where scores are equal but for rounding, either order is right.
-    exact = dict(brute_force(snapshot, query, snapshot.blocks + 1, before))
+    exact = dict(brute_force(snapshot, query, snapshot.blocks + 1, before, allowed=allowed))
     np.testing.assert_allclose([exact[block] for block in hits.blocks.tolist()], hits.scores, rtol=1e-5)
     assert len(set(hits.blocks.tolist())) == len(hits.blocks)
 
@@ -293,14 +312,43 @@ def test_threads_share_an_index_and_processes_a_file(repository: Repository) -> 
     db.close()
 
 
-def test_dead_blocks_are_not_found(repository: Repository, monkeypatch: pytest.MonkeyPatch) -> None:
+@settings(max_examples=10, deadline=None)
+@given(
+    seed=st.integers(0, 1000),
+    dead=st.lists(st.tuples(st.integers(0, 150), st.integers(1, 60)), max_size=4),
+    allowed=st.none() | st.frozensets(st.integers(0, 200), max_size=150),
+    queries=st.lists(st.lists(st.integers(0, 130), max_size=12), min_size=1, max_size=3),
+)
+def test_what_is_dead_or_denied_is_as_if_it_were_not_there(
+    tmp_path_factory: pytest.TempPathFactory,
+    seed: int,
+    dead: list[tuple[int, int]],
+    allowed: frozenset[int] | None,
+    queries: list[list[int]],
+) -> None:
+    repository = memory(tmp_path_factory.mktemp("dead"), seed)
+    index = FullTextIndex(repository.root, special_ids=[EOS], config=CONFIG)
+    snapshot = repository.snapshot()
+    timeline = snapshot.timeline()
+    for start, length in dead:
+        if start < snapshot.blocks:
+            timeline = timeline.kill(start, min(start + length, snapshot.blocks))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(snapshot, "timeline", lambda: timeline)
+        for query in queries:
+            check(index, snapshot, query, 50, allowed=allowed)
+    index.close()
+
+
+def test_one_kill_after_another_counts_what_is_live(repository: Repository, monkeypatch: pytest.MonkeyPatch) -> None:
     snapshot = repository.snapshot()
     index = FullTextIndex(repository.root, special_ids=[EOS], config=CONFIG)
-    timeline = snapshot.timeline().kill(2, 20)
+    timeline = snapshot.timeline()
     monkeypatch.setattr(snapshot, "timeline", lambda: timeline)
-    for query in ([1, 5], [40, 100, 3]):
-        check(index, snapshot, query, 50)
-        assert not set(index.search(snapshot, query, 50).blocks.tolist()) & set(range(2, 20))
+    for start, stop in ((2, 20), (18, 70), (1, 2), (0, 32)):
+        timeline = timeline.kill(start, stop)
+        for query in ([1, 5], [40, 100, 3]):
+            check(index, snapshot, query, 50)
 
 
 def test_configs_are_checked() -> None:
