@@ -12,12 +12,16 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeGuard
 
+import numpy as np
+
+from megacontext.core.node import BLOCK
 from megacontext.storage.commit import Commit, load_documents
 from megacontext.storage.documents import PAGE_RECORDS, DocumentRecord, load_page
 from megacontext.storage.merkle import differing, get
 from megacontext.storage.objects import ObjectReader
 from megacontext.storage.segment import Strand
 from megacontext.storage.snapshot import Snapshot
+from megacontext.storage.tensors import U32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,8 +98,9 @@ class RecordPages:
 
     def shared_with(self, other: RecordPages) -> int:
         """How many first pages both have in common."""
-        sealed = min(self._sealed.count, other._sealed.count)
-        at = min(next(differing(self._reader, self._sealed, other._sealed), sealed), sealed)
+        at = sealed = min(self._sealed.count, other._sealed.count)
+        if self._sealed != other._sealed:
+            at = min(next(differing(self._reader, self._sealed, other._sealed), sealed), sealed)
         if at < sealed:
             return at
         while at < min(len(self), len(other)) and self._equal(at, other):
@@ -131,6 +136,36 @@ def changes(
         if not equal:
             found.append(Change(source=source, before=a, after=b))
     return found
+
+
+def commit_changes(reader: ObjectReader, before: Commit | None, after: Commit) -> list[Change]:
+    """What a commit changed against another one; None is a memory without documents. Reads records only."""
+    if before and before.documents == after.documents:
+        return []
+    old = RecordPages.of_commit(reader, before) if before else RecordPages(reader, Strand())
+    return changes(old, RecordPages.of_commit(reader, after))
+
+
+def snapshot_changes(reader: ObjectReader, left: Snapshot, right: Snapshot) -> list[Change]:
+    """The sources whose documents differ between two snapshots. Conversations are compared by their tokens."""
+
+    def same(a: DocumentRecord, b: DocumentRecord) -> bool:
+        if not same_content(a, b):
+            return False
+        return a.text_hash != "" or np.array_equal(document_tokens(left, a), document_tokens(right, b))
+
+    return changes(RecordPages.of_snapshot(reader, left), RecordPages.of_snapshot(reader, right), same)
+
+
+def document_tokens(snapshot: Snapshot, record: DocumentRecord) -> U32:
+    """The real tokens of a document of a snapshot, uint32 [tokens]."""
+    start, stop = record.start_block, record.start_block + record.blocks
+    real = np.arange(BLOCK) < snapshot.fill(start, stop)[:, None]
+    tokens: U32 = np.concatenate([snapshot.tokens(start, stop)[real], snapshot.open_ids if record.open else _NO_TOKENS])
+    return tokens
+
+
+_NO_TOKENS = np.empty(0, np.uint32)
 
 
 class _Suffix:

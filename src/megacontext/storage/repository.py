@@ -15,7 +15,9 @@ from megacontext.errors import (
     UnknownReference,
 )
 from megacontext.storage import files
+from megacontext.storage.ancestry import merge_bases
 from megacontext.storage.commit import Commit, load_commit
+from megacontext.storage.compare import Change, commit_changes, snapshot_changes
 from megacontext.storage.documents import DocumentTree
 from megacontext.storage.drop import LayerDrop
 from megacontext.storage.fsck import Report, check
@@ -31,6 +33,7 @@ from megacontext.storage.refs import BRANCHES, TAGS, Refs, check_name, suggestio
 from megacontext.storage.segment import SEGMENT_BLOCKS, TokenTree
 from megacontext.storage.snapshot import Snapshot
 from megacontext.storage.state import Base, BranchState, journal_spec
+from megacontext.storage.transaction import Transaction
 from megacontext.storage.writer import BranchWriter
 
 MAIN = "main"
@@ -183,6 +186,19 @@ class Repository:
             return self._view(self._branch_state(name))
         return self._view(self._load(self.resolve(name), None))
 
+    def changes(self, before: str | None, after: str) -> list[Change]:
+        """What became of the documents between two commits (by name; None: an empty memory), by source. Reads the records
+        that differ and nothing else."""
+        return commit_changes(self._place.reader, self.commit(before) if before else None, self.commit(after))
+
+    def compare(self, left: Snapshot, right: Snapshot) -> list[Change]:
+        """The documents that differ between two snapshots, by source; see `changes`."""
+        return snapshot_changes(self._place.reader, left, right)
+
+    def merge_bases(self, left: str, right: str) -> list[str]:
+        """Where the histories of two commits (by name) parted; see `ancestry.merge_bases`."""
+        return merge_bases(lambda name: load_commit(self._place.reader, name), left, right)
+
     def read_object(self, name: str) -> bytes:
         """The bytes of an object, such as a document's `original`, checked against its name."""
         return self._place.reader.store.get(name)
@@ -191,6 +207,10 @@ class Repository:
         """Takes a branch (default: the current one) for writing, with or without gists. Raises BranchLocked,
         UnknownReference, InvalidInput if the layer does not cover what the branch holds."""
         return BranchWriter(self._place, branch or self.head, layer)
+
+    def transaction(self, branch: str | None = None) -> Transaction:
+        """Takes a branch for a change that readers see at once or never. Raises BranchLocked, UnknownReference."""
+        return Transaction(self._place, branch or self.head)
 
     def add_layer(self, spec: LayerSpec, branch: str | None = None) -> LayerWriter:
         """Takes a branch for laying a gist layer over the tokens it holds already, or for extending one."""

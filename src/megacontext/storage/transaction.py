@@ -124,4 +124,4 @@ class _OneRef(Refs):
 
 
 def _aside(place: Place, commit: str) -> Place:
-    return _Aside(place.root, place.segment_blocks, _OneRef(place.root, commit), place.reader)
+    return _Aside(**{**vars(place), "refs": _OneRef(place.root, commit)})
