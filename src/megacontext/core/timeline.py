@@ -134,6 +134,11 @@ class Timeline:
         order = np.argsort(first_blocks_of(lod, index), kind="stable")
         return lod[order], index[order]
 
+    def kills(self, start: int, stop: int) -> bool:
+        """Whether blocks ``[start, stop)``, of which there are some, are all dead."""
+        at = bisect_right(self.dead, start, key=lambda span: span[0]) - 1
+        return start < stop and at >= 0 and stop <= self.dead[at][1]
+
     def live_children(self, lod: int, index: int) -> IntArray:
         """Indexes of a node's children that are not wholly absent, int64[k]; for lod 1 the block."""
         child_lod, span = children(lod, index)

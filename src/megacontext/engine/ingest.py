@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
-from megacontext.core import Timeline
+from megacontext.core import BLOCK
 from megacontext.engine.events import (
     BlocksIngested,
     Committed,
@@ -24,7 +25,7 @@ from megacontext.engine.events import (
     Listener,
     nobody,
 )
-from megacontext.engine.gist_builder import F16, U8, U32, GistBuilder, NoGists
+from megacontext.engine.gist_builder import F16, I64, U8, U32, GistBuilder, NoGists
 from megacontext.engine.sources import Skipped, Source
 from megacontext.engine.text_blocks import TextBlocks, TextCutter
 from megacontext.errors import ConfigError, IngestError
@@ -51,8 +52,9 @@ class IngestConfig:
 class Receipt:
     """What became of the sources, by URI. Everything in it is acknowledged.
 
-    `added` are new, `updated` new versions of sources that were there (the old versions stay); `tokens` (real ones) and
-    `blocks` are theirs. `commit` is where the branch is now.
+    `added` are new, `updated` new versions of sources that were there (the old ones are dead: only older commits show them);
+    `tokens` (real ones) and `blocks` are theirs, of which `reused` blocks kept the gists of the version before. `commit` is
+    where the branch is now.
     """
 
     added: tuple[str, ...]
@@ -61,6 +63,7 @@ class Receipt:
     skipped: tuple[Skipped, ...]
     tokens: int
     blocks: int
+    reused: int
     commit: str
     seconds: float
 
@@ -127,8 +130,9 @@ class Ingest:
         self._config = config or IngestConfig()
         self._tell = listener
         snapshot = writer.snapshot()
-        self._known = _newest_versions(snapshot)
         self._timeline = snapshot.timeline()
+        self._last = {record.source: record for record in snapshot.documents}
+        self._known = {uri: (last.version, self._live_hash(last)) for uri, last in self._last.items()}
         self._committed = snapshot.commit.blocks
         # Only what an earlier process left can be resumed, and only by the first document that is written.
         self._left_over = writer.document
@@ -136,7 +140,7 @@ class Ingest:
         self._updated: list[str] = []
         self._unchanged: list[str] = []
         self._skipped: list[Skipped] = []
-        self._tokens = self._blocks = 0
+        self._tokens = self._blocks = self._reused = 0
         # Added and updated documents at the last commit; below zero for those that an earlier run left without one.
         self._told = _uncommitted(snapshot)
 
@@ -153,6 +157,7 @@ class Ingest:
             skipped=tuple(self._skipped),
             tokens=self._tokens,
             blocks=self._blocks,
+            reused=self._reused,
             commit=commit,
             seconds=time.perf_counter() - started,
         )
@@ -188,6 +193,15 @@ class Ingest:
         self._known[source.uri] = version + 1, text_hash
         return _Document(source, text_hash, len(data), version + 1)
 
+    def _live_hash(self, record: DocumentRecord) -> str:
+        """The hash of a record's text, '' where it is not there any more."""
+        return "" if record.removed or self._timeline.kills(*record.span) else record.text_hash
+
+    def _live(self, uri: str) -> DocumentRecord | None:
+        """The finished version of a source that is there now."""
+        last = self._last.get(uri)
+        return last if last is not None and self._live_hash(last) else None
+
     def _pieces(self, document: _Document) -> Iterator[_Piece]:
         """What is still to be written of a document, in pieces of at most `batch_blocks`."""
         left, self._left_over = self._left_over, None
@@ -209,7 +223,7 @@ class Ingest:
     def _write(self, batch: list[_Piece], message: str, author: str) -> None:
         """Encodes the blocks of a batch together, writes them document by document, and acknowledges all."""
         encoded = _concatenated(batch)
-        level_one = self._builder.encode_blocks(*encoded) if self._builder else None
+        level_one = self._encode(batch, *encoded) if self._builder else None
         at = 0
         for piece in batch:
             if piece.first:
@@ -221,6 +235,33 @@ class Ingest:
                 self._end(piece)
                 self._commit_if_due(message, author)
         self._writer.sync()
+
+    def _encode(self, batch: list[_Piece], ids: U32, fill: U8) -> F16:
+        """LOD1 gists [n, g, d] of a batch; blocks that the version before had as well keep the gists that they had."""
+        assert self._builder is not None
+        befores = [self._live(piece.document.source.uri) for piece in batch]
+        counts = [len(piece.blocks.ids) for piece in batch]
+        made = np.zeros((len(ids), *self._builder.spec.shape), np.float16)
+        there = np.zeros(len(ids), np.bool_)
+        at = 0
+        for before, count in zip(befores, counts, strict=True):
+            rows = slice(at, at + count)
+            at += count
+            if before is not None and before.blocks and count:
+                span = before.span
+                old_ids, old_fill = self._snapshot_blocks(*span)
+                found = _same_blocks(ids[rows], fill[rows], old_ids, old_fill)
+                there[rows] = found >= 0
+                known = self._writer.written_layer().gists_at(1, span[0] + found[found >= 0])
+                made[rows][found >= 0] = known
+        self._reused += int(there.sum())
+        if not there.all():
+            made[~there] = self._builder.encode_blocks(ids[~there], fill[~there])
+        return made
+
+    def _snapshot_blocks(self, start: int, stop: int) -> tuple[U32, U8]:
+        snapshot = self._writer.snapshot()
+        return snapshot.tokens(start, stop), snapshot.fill(start, stop)
 
     def _begin(self, piece: _Piece) -> None:
         document, uri = piece.document, piece.document.source.uri
@@ -260,7 +301,16 @@ class Ingest:
     def _end(self, piece: _Piece) -> None:
         document, text = piece.document, piece.document.source.text
         original = None if piece.blocks.exact else text.encode("utf-8")
-        record = self._writer.end_document(chars=len(text), lines=_lines(text), original=original)
+        before = self._live(document.source.uri)
+        patches = None
+        if before is not None:
+            self._timeline = self._timeline.extend(self._writer.blocks).kill(*before.span)
+            if self._builder is not None:
+                patches = self._builder.remake(self._writer.written_layer(), self._timeline, [before.span])
+        record = self._writer.end_document(
+            chars=len(text), lines=_lines(text), original=original, replaces=before, patches=patches
+        )
+        self._last[record.source] = record
         self._tokens += record.tokens
         self._blocks += record.blocks
         (self._added if record.version == 1 else self._updated).append(record.source)
@@ -307,19 +357,20 @@ def _uncommitted(snapshot: Snapshot) -> tuple[int, int]:
     return -added, added - len(versions)
 
 
-def _newest_versions(snapshot: Snapshot) -> dict[str, tuple[int, str]]:
-    """Source → newest version and the hash of its text, '' where that version is dead."""
-    timeline = snapshot.timeline()
-    newest: dict[str, tuple[int, str]] = {}
-    for record in snapshot.documents:
-        if record.version >= newest.get(record.source, (0, ""))[0]:
-            newest[record.source] = record.version, "" if _is_dead(record, timeline) else record.text_hash
-    return newest
+def _same_blocks(ids: U32, fill: U8, old_ids: U32, old_fill: U8) -> I64:
+    """For each block [n, 32] the index of an old one with the same real tokens, int64 [n]; -1 where there is none."""
+    new, old = _keys(ids, fill), _keys(old_ids, old_fill)
+    order = np.argsort(old)
+    at = np.searchsorted(old[order], new)
+    found = order[np.minimum(at, len(old) - 1)]
+    return np.where(old[found] == new, found, -1)
 
 
-def _is_dead(record: DocumentRecord, timeline: Timeline) -> bool:
-    blocks = np.arange(record.start_block, record.start_block + record.blocks, dtype=np.int64)
-    return bool(timeline.dead) and bool(timeline.dead_mask(np.zeros(len(blocks), np.int8), blocks).all())
+def _keys(ids: U32, fill: U8) -> NDArray[np.void]:
+    """Each block as one item that can be sorted: its real tokens and how many they are."""
+    real = np.where(np.arange(BLOCK) < fill[:, None], ids, 0)
+    rows = np.concatenate([real, fill[:, None]], axis=1).astype(">u4")
+    return np.ascontiguousarray(rows).view(f"V{rows.shape[1] * 4}")[:, 0]
 
 
 def _concatenated(batch: list[_Piece]) -> tuple[U32, U8]:

@@ -46,6 +46,11 @@ class DocumentRecord:
     removed: bool = False
     replaces: int = -1
 
+    @property
+    def span(self) -> tuple[int, int]:
+        """Its blocks of the timeline, start and stop."""
+        return self.start_block, self.start_block + self.blocks
+
     def to_json(self) -> Json:
         """The record as a JSON object."""
         return {**asdict(self), "tags": list(self.tags), "labels": list(self.labels)}

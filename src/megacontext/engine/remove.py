@@ -1,0 +1,87 @@
+"""Taking documents out of the live timeline: their blocks are dead from then on, and what was made of them is made again."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from megacontext.engine.gist_builder import GistBuilder
+from megacontext.errors import UnknownReference
+from megacontext.models.base_lm import BaseLM
+from megacontext.models.gistnet import GistEncoder
+from megacontext.storage import BranchWriter, DocumentRecord, Repository, Snapshot
+
+
+@dataclass(frozen=True, kw_only=True)
+class Removal:
+    """What was taken out: sources, and the real tokens and blocks that they had; ``commit`` is where the branch is now."""
+
+    removed: tuple[str, ...]
+    tokens: int
+    blocks: int
+    commit: str
+
+
+def remove(
+    repository: Repository,
+    base: BaseLM | None,
+    encoder: GistEncoder | None,
+    patterns: Sequence[str],
+    *,
+    branch: str | None = None,
+    message: str = "",
+    author: str = "",
+) -> Removal:
+    """Removes the live documents whose source is one of ``patterns``, ends like one or matches it (``*``, ``?``), and commits.
+
+    Older commits still have them. ``base`` and ``encoder`` make the gists above them again; None where there are none.
+    Raises UnknownReference, with nothing removed, where a pattern fits no document.
+    """
+    builder = GistBuilder(base, encoder) if base is not None and encoder is not None else None
+    with repository.writer(branch, layer=builder.spec if builder else None) as writer:
+        records = matching(writer.snapshot(), patterns)
+        for record in records:
+            remove_one(writer, builder, record)
+        sources = tuple(record.source for record in records)
+        few = ", ".join(sources[:3]) + (f" and {len(sources) - 3} more" if len(sources) > 3 else "")
+        commit = writer.commit(message or f"Remove {few}", author)
+    return Removal(
+        removed=sources,
+        tokens=sum(record.tokens for record in records),
+        blocks=sum(record.blocks for record in records),
+        commit=commit,
+    )
+
+
+def remove_one(writer: BranchWriter, builder: GistBuilder | None, record: DocumentRecord) -> DocumentRecord:
+    """Appends the tombstone of a live document, with the gists above it made again."""
+    patches = None
+    if builder is not None and record.blocks:
+        after = writer.snapshot().timeline().kill(*record.span)
+        patches = builder.remake(writer.written_layer(), after, [record.span])
+    return writer.remove_document(record, patches)
+
+
+def matching(snapshot: Snapshot, patterns: Sequence[str]) -> list[DocumentRecord]:
+    """Live documents that ``patterns`` name, in order. Raises UnknownReference for a pattern that names none."""
+    live = [record for record in snapshot.documents.live() if not record.open]
+    found: dict[int, DocumentRecord] = {}
+    for pattern in patterns:
+        exact = [record for record in live if record.source == pattern]
+        chosen = exact or [record for record in live if fits(record.source, pattern)]
+        if not chosen:
+            close = difflib.get_close_matches(pattern, [record.source for record in live], n=3, cutoff=0.4)
+            hint = f"; did you mean {' or '.join(close)}?" if close else "; megacontext show lists what there is"
+            raise UnknownReference(f"no live document fits {pattern!r}{hint}")
+        found.update((record.ordinal, record) for record in chosen)
+    return [found[ordinal] for ordinal in sorted(found)]
+
+
+def fits(source: str, pattern: str) -> bool:
+    """Whether a pattern names a source: its last whole parts, or all of it with ``*`` and ``?``."""
+    path = source.partition(":")[2]
+    if any(mark in pattern for mark in "*?["):
+        return fnmatchcase(source, pattern) or fnmatchcase(path, pattern)
+    return path == pattern or path.endswith("/" + pattern.lstrip("/"))
