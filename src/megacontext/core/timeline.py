@@ -116,6 +116,14 @@ class Timeline:
         block = np.arange(start, stop, dtype=np.int64)
         return block[~self._absent.cover(block, block + 1)]
 
+    def newest(self, count: int) -> IntArray:
+        """The last ``count`` blocks that are neither dead nor denied (fewer where there are fewer), int64[k], ascending."""
+        start, found = self.blocks, np.empty(0, np.int64)
+        while start and len(found) < count:
+            start = max(0, start - 2 * (self.blocks - start) - count)
+            found = self.present(start, self.blocks)
+        return found[len(found) - min(count, len(found)) :]
+
     def coarsest(self, stop: int) -> tuple[LodArray, IntArray]:
         """The fewest nodes that tile the present blocks of ``[0, stop)``, in order.
 

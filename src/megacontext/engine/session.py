@@ -140,7 +140,7 @@ class Session:
         if whole and self._builder is not None:
             blocks = stream[: whole * BLOCK].reshape(whole, BLOCK)
             stored = self._writer.written_layer() if self._writer.blocks else NoGists()
-            gists = self._builder.extend(stored, blocks.astype(np.uint32))
+            gists = self._builder.extend(stored, blocks.astype(np.uint32), timeline=self._snapshot.timeline())
         self._writer.append_tokens(ids.astype(np.uint32), gists=gists)
         self._open = stream[whole * BLOCK :]
         if whole:
@@ -222,9 +222,7 @@ class Session:
 
     def _query(self) -> IntArray:
         """The newest real tokens, int64 [≤ 128], oldest first."""
-        blocks = self._snapshot.blocks
-        wanted = QUERY_TOKENS // BLOCK + 1
-        near = real_tokens(self._snapshot, np.arange(max(0, blocks - wanted), blocks))
+        near = real_tokens(self._snapshot, self._snapshot.timeline().newest(QUERY_TOKENS // BLOCK + 1))
         return np.concatenate([near, self._open])[-QUERY_TOKENS:]
 
     def _view(self) -> FocusView:

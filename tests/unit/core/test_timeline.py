@@ -120,3 +120,9 @@ def test_nonsense_is_refused(make: object) -> None:
 
 def test_levels() -> None:
     assert [Timeline(n).levels for n in (0, 1, 32, 32**4)] == [0, 1, 2, 5]
+
+
+@given(timeline=timelines(), count=st.integers(1, 40))
+def test_the_newest_blocks_are_the_last_that_are_present(timeline: Timeline, count: int) -> None:
+    present = timeline.present(0, timeline.blocks)
+    np.testing.assert_array_equal(timeline.newest(count), present[max(0, len(present) - count) :])
