@@ -177,13 +177,14 @@ class KeyValueGistNet(PretrainedNet):
 
     @torch.no_grad()
     def mean_of_blocks(self, base: BaseLM, ids: Tensor, mask: Tensor) -> Tensor:
-        """A control: as many means of consecutive tokens' keys and values as a gist has entries. float16 [N, g, W]."""
+        """A control: as many means of consecutive tokens' keys and values as a gist has entries, with its gains. float16 [N, g, W]."""
         self._check_base(base)
         keys, values, _ = self._computed(base, ids, mask)
         count = min(self.vectors * self.config.entries, BLOCK)
         means = [torch.stack([p.mean(dim=1) for p in part.tensor_split(count, dim=1)], dim=1) for part in (keys, values)]
         everything = torch.ones(len(ids), count, dtype=torch.bool, device=keys.device)
-        return self._keep(means[0], means[1], keys.new_zeros(len(ids), count), everything).to("cpu", torch.float16)
+        keys, values = self.gains[0] * means[0], self.gains[1] * means[1]
+        return self._keep(keys, values, keys.new_zeros(len(ids), count), everything).to("cpu", torch.float16)
 
     def _of_heads(self, layers: dict[int, Tensor]) -> Tensor:
         """Keys or values [N, H, S, c] by layer to those of the lookup heads: [N, S, H, c]."""

@@ -156,4 +156,5 @@ def test_means_of_a_block_are_as_many_as_its_entries() -> None:
     every = whole.encode_blocks(BASE, ids, mask)
     keys = tiny_kv_gistnet(BASE, entries=32).layout.unpack(every.float())[0][0, 0]
     means = NET.layout.unpack(NET.mean_of_blocks(BASE, ids, mask).float())[0][0, 0]
-    torch.testing.assert_close(means, keys.view(4, 8, *keys.shape[1:]).mean(dim=1), atol=2e-2, rtol=2e-2)
+    expected = NET.gains[0].detach() * keys.view(4, 8, *keys.shape[1:]).mean(dim=1)
+    torch.testing.assert_close(means, expected, atol=2e-2, rtol=2e-2)

@@ -7,20 +7,30 @@ import torch
 from megacontext.engine.slot_reader import SlotReader
 from megacontext.errors import ConfigError
 from megacontext.models.base_lm import BaseLM
+from megacontext.models.kv_gistnet import KeyValueGistNet
+from megacontext.models.kv_memory import StoredMemory
 from megacontext.testing.slots import slots_with_gist
 from megacontext.testing.tiny_bundle import tiny_kv_gistnet
 from megacontext.testing.tiny_models import byte_tokenizer, tiny_base
+from megacontext.training import batches
 from megacontext.training.band import Bands
-from megacontext.training.config import BaseShape
+from megacontext.training.batches import lookup_batch
+from megacontext.training.config import BaseShape, MixConfig
+from megacontext.training.dataset import Blocks
 from megacontext.training.induction import build_base
-from megacontext.training.kv_band import draw_kept, lookup_band_logits
+from megacontext.training.kv_band import BandMemory, draw_kept, farther_memory, lookup_band_logits
 from megacontext.training.lookup_heads import find_layout, induction_scores
 
 
 @pytest.fixture(scope="module")
 def looking() -> BaseLM:
-    """A base with the induction circuit, untrained."""
-    return BaseLM.wrap(build_base(BaseShape(width=128, layers=3), vocab_size=258, eos=256), byte_tokenizer())
+    """A base with the induction circuit, untrained, but for matrices that start at zero: they would hide what attention reads."""
+    model = build_base(BaseShape(width=128, layers=3), vocab_size=258, eos=256)
+    generator = torch.Generator().manual_seed(0)
+    for name, parameter in model.named_parameters():
+        if not parameter.any() and parameter.dim() == 2 and "layers.0." not in name:
+            parameter.data = 0.02 * torch.randn(parameter.shape, generator=generator)
+    return BaseLM.wrap(model, byte_tokenizer())
 
 
 def test_the_heads_that_look_things_up_are_found(looking: BaseLM) -> None:
@@ -112,3 +122,65 @@ def test_gradients_reach_the_base_through_what_is_kept(looking: BaseLM) -> None:
     logits[:, 32:].logsumexp(-1).sum().backward()
     assert embeds.grad is not None
     assert float(embeds.grad[:, :32].abs().max()) > 0
+
+
+def test_gists_before_a_row_are_what_a_window_reads(looking: BaseLM) -> None:
+    """Two blocks that stand before the row, as gists, and a row of one group: the window of a memory at that place."""
+    net = tiny_kv_gistnet(looking, entries=6, layers=0)
+    ids = torch.randint(0, 250, (1, 128), generator=torch.Generator().manual_seed(2))
+    far, row = ids[:, :64], ids[:, 64:]
+    with torch.no_grad():
+        embeds = looking.embed(row)
+        kept = draw_kept(net, embeds, row, 0, noise=0.0, rng=np.random.default_rng(0))
+        bands = Bands(starts=np.array([0]), blocks=2)
+        farther = farther_memory(looking, net, far)
+        trained = lookup_band_logits(looking, net, embeds, kept, bands, farther)
+        alone = lookup_band_logits(looking, net, embeds, kept, bands)
+        gists = net.encode_blocks(looking, far.view(2, 32), torch.ones(2, 32, dtype=torch.bool))
+        slots = slots_with_gist(gists.flatten(0, 1), row[0].numpy())
+        read = SlotReader(looking, net)([slots], np.arange(66)[None], last=64)
+    torch.testing.assert_close(trained, read, atol=2e-2, rtol=1e-2)
+    assert float((trained - alone).abs().max()) > 0.05
+
+
+@pytest.mark.parametrize("strange", [0.0, 1.0])
+def test_rows_see_what_stands_before_them_or_elsewhere(
+    looking: BaseLM, strange: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    net = tiny_kv_gistnet(looking, entries=6, layers=0)
+    ids = np.random.default_rng(0).integers(0, 250, (60, 32)).astype(np.uint16)
+    zeros = np.zeros(60, dtype=np.uint32)
+    train = Blocks(ids=ids, fill=np.full(60, 32, dtype=np.uint8), document=zeros, package=zeros)
+    seen: list[torch.Tensor] = []
+
+    def watched(base: BaseLM, net: KeyValueGistNet, past: torch.Tensor) -> StoredMemory:
+        seen.append(past)
+        return farther_memory(base, net, past)
+
+    monkeypatch.setattr(batches, "farther_memory", watched)
+    mix = MixConfig(rows=2, banded=1.0, blocks=4, group=(1, 2), repeats=0.0, farther=(3, 3), strange=strange)
+    batch = lookup_batch(looking, net, train, np.random.default_rng(1), mix, 0.0)
+    logits = batch.read().logits
+    logits.sum().backward()
+    assert logits.shape == (2, 127, looking.vocab_size) and seen[0].shape == (2, 96)
+    stream = ids.ravel().tolist()
+    joined = [[*past, *row] for past, row in zip(seen[0].tolist(), batch.ids.tolist(), strict=True)]
+    follows = [any(stream[at : at + 224] == both for at in range(0, len(stream), 32)) for both in joined]
+    assert follows == [not strange] * 2
+
+
+def test_stretches_attend_as_the_mask_says(looking: BaseLM) -> None:
+    """What is left out is what the mask hides."""
+    net = tiny_kv_gistnet(looking, entries=6, layers=0)
+    ids = torch.randint(0, 250, (2, 160), generator=torch.Generator().manual_seed(3))
+    bands = Bands(starts=np.array([0, 2, 3]), blocks=5)
+    with torch.no_grad():
+        embeds = looking.embed(ids)
+        kept = draw_kept(net, embeds, ids, bands.gisted, noise=0.0, rng=np.random.default_rng(0))
+        memory = BandMemory(net, looking.rotary, kept, bands)
+        positions = memory.positions.expand(2, -1)
+        quick = looking.forward(embeds, positions, mask=memory.allow, memory=memory).logits
+        assert memory.stretches == [64, 32, 64]
+        memory.stretches = None
+        dense = looking.forward(embeds, positions, mask=memory.allow, memory=memory).logits
+    torch.testing.assert_close(quick, dense, atol=1e-4, rtol=1e-4)
