@@ -7,8 +7,13 @@
     │   ├── BudgetError                  the window's budget cannot hold what must be in it
     │   ├── EditError                    an illegal expand or collapse; names the entry
     │   ├── UnknownReference             no such branch, tag, commit, document or node
+    │   ├── MergeConflict                documents that both sides changed; names them, and nothing was written
+    │   ├── ProtectedTag                 a protected tag stands in the way; names it, and nothing was changed
+    │   ├── Erased                       a document that was erased may not come in again
     │   └── ConfigError                  a configuration that contradicts itself
     ├── InvariantError                   an invariant of the design is broken; never healed silently
+    │   └── EraseIncomplete              something of what was to be erased is still found; says what and where
+    ├── AccessDenied                     the reader was opened with labels that it may not see, and asked for such
     ├── StorageError
     │   ├── MemoryNotFound               no memory at that path
     │   ├── MemoryExists                 there is one already
@@ -17,10 +22,12 @@
     │   ├── MissingObject                an object that is referred to is not there
     │   ├── BranchLocked                 another writer holds the branch
     │   ├── RefConflict                  a branch moved while it was being written
+    │   ├── ArchiveError                 an archive that cannot be imported: cut, damaged or made to do harm
     │   └── StorageFull                  the disk refused the write; what was acknowledged is kept
     ├── ModelError
     │   ├── ModelNotFound                neither a folder nor a reachable hub id
     │   ├── ModelMismatch                fingerprints of memory, tokenizer, base or GistNet differ
+    │   │   └── LayerBehind              the GistNet's gist layer does not cover the memory; `regist` lays it
     │   ├── CorruptCheckpoint            a checkpoint that cannot be read
     │   └── UnsupportedModel             an architecture that the adapter cannot drive
     ├── IngestError                      a source that cannot be read at all
@@ -52,12 +59,46 @@ class UnknownReference(InvalidInput):
     """No such branch, tag, commit, document or node."""
 
 
+class MergeConflict(InvalidInput):
+    """Documents were changed on both sides of a merge, or again since what is to be reverted; nothing was written.
+
+    ``sources`` names them all.
+    """
+
+    def __init__(self, message: str, sources: tuple[str, ...] = ()) -> None:
+        super().__init__(message)
+        self.sources = sources
+
+
+class ProtectedTag(InvalidInput):
+    """A protected tag stands in the way of what would change or remove what it leads to; nothing was changed.
+
+    ``tags`` names them all.
+    """
+
+    def __init__(self, message: str, tags: tuple[str, ...] = ()) -> None:
+        super().__init__(message)
+        self.tags = tags
+
+
+class Erased(InvalidInput):
+    """A document that was erased from this memory may not come in again, unless that is asked for."""
+
+
 class ConfigError(InvalidInput):
     """A configuration that contradicts itself."""
 
 
 class InvariantError(MegaContextError):
     """An invariant of the design is broken; the message names the entry."""
+
+
+class EraseIncomplete(InvariantError):
+    """The scan after an erasure still finds something of what was to be erased; the message says what and where."""
+
+
+class AccessDenied(MegaContextError):
+    """The reader was opened with labels that it may not see, and asked for what carries one."""
 
 
 class StorageError(MegaContextError):
@@ -92,6 +133,10 @@ class RefConflict(StorageError):
     """A branch moved while it was being written."""
 
 
+class ArchiveError(StorageError):
+    """An archive that cannot be imported: cut, damaged or made to do harm. Nothing of it was taken."""
+
+
 class StorageFull(StorageError):
     """The disk refused the write; what was acknowledged before is kept."""
 
@@ -106,6 +151,10 @@ class ModelNotFound(ModelError):
 
 class ModelMismatch(ModelError):
     """Fingerprints of memory, tokenizer, base model or GistNet differ."""
+
+
+class LayerBehind(ModelMismatch):
+    """The GistNet's gist layer is missing or does not cover the memory; ``megacontext regist`` lays it."""
 
 
 class CorruptCheckpoint(ModelError):

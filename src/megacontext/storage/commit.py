@@ -18,7 +18,7 @@ KIND = "commit"
 class Commit:
     """`tokens` is the token root, which alone says what the memory holds; `layers` maps a GistNet's
     fingerprint to its layer's root; `documents` names the provenance, `dead` the blocks that are
-    superseded or removed ('' for none). `time` is in seconds since 1970."""
+    superseded or removed, `labels` who carries which policy label ('' for none). `time` is in seconds since 1970."""
 
     tokens: str
     documents: str
@@ -27,6 +27,7 @@ class Commit:
     open_tokens: int = 0
     document_count: int = 0
     dead: str = ""
+    labels: str = ""
     parents: tuple[str, ...] = ()
     author: str = ""
     time: float = 0.0
@@ -35,7 +36,7 @@ class Commit:
     @property
     def content(self) -> tuple[object, ...]:
         """What the memory holds, whoever made it when and out of what."""
-        return self.tokens, self.documents, self.dead, dict(self.layers)
+        return self.tokens, self.documents, self.dead, self.labels, dict(self.layers)
 
     def to_bytes(self) -> bytes:
         """The object's content."""
@@ -48,6 +49,7 @@ class Commit:
             "open_tokens": self.open_tokens,
             "document_count": self.document_count,
             "dead": self.dead,
+            "labels": self.labels,
             "parents": list(self.parents),
             "author": self.author,
             "time": self.time,
@@ -58,7 +60,7 @@ class Commit:
     @classmethod
     def from_json(cls, value: Json) -> Commit:
         """The inverse of `to_bytes`, after parsing."""
-        value = {"dead": "", **value}  # format 1 had no dead blocks
+        value = {"dead": "", "labels": "", **value}  # format 1 had no dead blocks and no labels
         known = {name: value[name] for name in cls.__dataclass_fields__}
         return cls(**{**known, "parents": tuple(value["parents"])})
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypeGuard
 
 import numpy as np
 
@@ -34,24 +33,19 @@ class Change:
     after: DocumentRecord | None
 
     @property
-    def added(self) -> bool:
-        """It is there now and was not before."""
-        return not is_there(self.before) and is_there(self.after)
+    def live_before(self) -> DocumentRecord | None:
+        """The document that was there before."""
+        return live(self.before)
 
     @property
-    def removed(self) -> bool:
-        """It was there before and is not now."""
-        return is_there(self.before) and not is_there(self.after)
-
-    @property
-    def changed(self) -> bool:
-        """It was there before and is there now, with another content."""
-        return is_there(self.before) and is_there(self.after)
+    def live_after(self) -> DocumentRecord | None:
+        """The document that is there after."""
+        return live(self.after)
 
 
-def is_there(record: DocumentRecord | None) -> TypeGuard[DocumentRecord]:
-    """Whether a source with this last record has a document."""
-    return record is not None and not record.removed
+def live(record: DocumentRecord | None) -> DocumentRecord | None:
+    """The document of a source with this last record, if there is one."""
+    return None if record is None or record.removed else record
 
 
 def same_content(left: DocumentRecord, right: DocumentRecord) -> bool:
@@ -132,8 +126,8 @@ def changes(
     found = []
     for source in sorted(old.last.keys() | new.last.keys()):
         a, b = old.last.get(source, before.get(source)), new.last.get(source, before.get(source))
-        equal = same(a, b) if is_there(a) and is_there(b) else not is_there(a) and not is_there(b)
-        if not equal:
+        x, y = live(a), live(b)
+        if not (same(x, y) if x and y else x is y):
             found.append(Change(source=source, before=a, after=b))
     return found
 
@@ -157,12 +151,48 @@ def snapshot_changes(reader: ObjectReader, left: Snapshot, right: Snapshot) -> l
     return changes(RecordPages.of_snapshot(reader, left), RecordPages.of_snapshot(reader, right), same)
 
 
+def shown_changes(left: Snapshot | None, right: Snapshot) -> list[Change]:
+    """The same for a reader that is denied something, by what it may see; None is a memory without documents. Reads the
+    records of both."""
+    old = {record.source: record for record in left.documents.live()} if left else {}
+    new = {record.source: record for record in right.documents.live()}
+    found = []
+    for source in sorted(old.keys() | new.keys()):
+        a, b = old.get(source), new.get(source)
+        if a and b and left and _same_shown(left, a, right, b):
+            continue
+        found.append(Change(source=source, before=a, after=b))
+    return found
+
+
+def _same_shown(left: Snapshot, a: DocumentRecord, right: Snapshot, b: DocumentRecord) -> bool:
+    if a.text_hash and b.text_hash:
+        return a.text_hash == b.text_hash
+    mine, theirs = left.timeline().present(*a.span), right.timeline().present(*b.span)
+    same = np.array_equal(mine - a.start_block, theirs - b.start_block)
+    same = same and np.array_equal(left.tokens_at(mine), right.tokens_at(theirs))
+    return same and (not a.open or np.array_equal(left.open_ids, right.open_ids))
+
+
 def document_tokens(snapshot: Snapshot, record: DocumentRecord) -> U32:
-    """The real tokens of a document of a snapshot, uint32 [tokens]."""
-    start, stop = record.start_block, record.start_block + record.blocks
-    real = np.arange(BLOCK) < snapshot.fill(start, stop)[:, None]
-    tokens: U32 = np.concatenate([snapshot.tokens(start, stop)[real], snapshot.open_ids if record.open else _NO_TOKENS])
+    """The real tokens of a live document of a snapshot, as far as its reader may see them, uint32 [tokens]."""
+    blocks = snapshot.timeline().present(*record.span)
+    real = np.arange(BLOCK) < snapshot.fill_at(blocks)[:, None]
+    tokens: U32 = np.concatenate([snapshot.tokens_at(blocks)[real], snapshot.open_ids if record.open else _NO_TOKENS])
     return tokens
+
+
+def last_records(snapshot: Snapshot, sources: Iterable[str]) -> dict[str, DocumentRecord]:
+    """The last record of each of these sources that has one. Looks from the newest backwards until all are found."""
+    missing, found = set(sources), {}
+    for ordinal in range(len(snapshot.documents) - 1, -1, -1):
+        if not missing:
+            break
+        record = snapshot.documents[ordinal]
+        if record.source in missing:
+            found[record.source] = record
+            missing.discard(record.source)
+    return found
 
 
 _NO_TOKENS = np.empty(0, np.uint32)

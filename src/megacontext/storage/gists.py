@@ -14,6 +14,7 @@ import numpy as np
 
 from megacontext.errors import InvalidInput
 from megacontext.storage.column import Column, Rows
+from megacontext.storage.guard import Guard, GuardedColumn
 from megacontext.storage.hashing import Json, canonical
 from megacontext.storage.merkle import ARITY, RowSource, get, node_at
 from megacontext.storage.objects import ObjectReader
@@ -196,7 +197,7 @@ def load_rows(reader: ObjectReader, tree: GistTree, segment_blocks: int) -> Gist
 
 
 class Layer:
-    """An immutable view of one gist layer of a snapshot.
+    """An immutable view of one gist layer of a snapshot; with a `guard`, gists that it denies raise AccessDenied.
 
     `blocks` is how many blocks it covers; `spec` whose gists it holds.
     """
@@ -209,8 +210,10 @@ class Layer:
         rows: GistRows,
         blocks: int,
         overlay: Overlay = NOTHING,
+        guard: Guard | None = None,
     ) -> None:
         self._overlay = overlay
+        self._guard = guard
         self.spec = tree.spec
         self.blocks = blocks
         self._reader = reader
@@ -218,7 +221,7 @@ class Layer:
         self._segment_blocks = segment_blocks
         self._inner = inner_levels(segment_blocks)
         self._first_block = rows.first_block
-        self._columns: dict[int, Column] = {}
+        self._columns: dict[int, Column | GuardedColumn] = {}
         # Frozen here: the writer's rows go on growing.
         self._tails: dict[int, F16] = {}
         lod = 1
@@ -238,9 +241,10 @@ class Layer:
         """Gists of the nodes at int64 [k] indices of a level, float16 [k, g, d]."""
         return self._overlay.on(lod, np.asarray(index, np.int64), self._column(lod).at(index))
 
-    def _column(self, lod: int) -> Column:
+    def _column(self, lod: int) -> Column | GuardedColumn:
         if lod not in self._columns:
-            self._columns[lod] = self._new_column(lod)
+            column = self._new_column(lod)
+            self._columns[lod] = column if self._guard is None else self._guard.column(column, lod)
         return self._columns[lod]
 
     def _new_column(self, lod: int) -> Column:

@@ -10,9 +10,11 @@ from typing import Self
 
 from megacontext.errors import CorruptObject, StorageError
 from megacontext.storage import files
+from megacontext.storage.access import refuse_denied
 from megacontext.storage.commit import Commit
 from megacontext.storage.documents import PAGE_RECORDS
 from megacontext.storage.gists import LayerSpec
+from megacontext.storage.guard import Guard
 from megacontext.storage.journal import Journal, Record, RecordKind, read_journal, unfinished
 from megacontext.storage.objects import LocalObjectStore
 from megacontext.storage.place import Place
@@ -25,10 +27,13 @@ from megacontext.storage.state import Base, BranchState, journal_spec, layer_tre
 class BranchHold:
     """A branch that this process alone may change. One thread at a time, except for `sync`.
 
-    Raises BranchLocked if somebody else holds it, UnknownReference if there is no such branch.
+    Raises BranchLocked if somebody else holds it, UnknownReference if there is no such branch, AccessDenied for a reader
+    that is denied something, unless it only appends.
     """
 
     def __init__(self, place: Place, branch: str) -> None:
+        if not place.appending:
+            refuse_denied(place.access, f"changing branch {branch!r}")
         self.branch = branch
         self._place = place
         place.refs.branch(branch)
@@ -38,6 +43,7 @@ class BranchHold:
             self._store: LocalObjectStore = place.store(branch)
             self._store.clean()
             self._journal, self._state = self._recover()
+            self._elsewhere = place.access.elsewhere(self._state.base.name) if place.access else ()
         except BaseException:
             self._lock.release()
             raise
@@ -48,11 +54,14 @@ class BranchHold:
 
     def snapshot(self) -> Snapshot:
         """What a reader sees now, unsynced writes included."""
-        return Snapshot(self._place.reader, self._state, self._place.segment_blocks)
+        return Snapshot(self._place.reader, self._state, self._place.segment_blocks, self.guard())
 
-    def commit(
-        self, message: str = "", author: str = "", time: float | None = None, *, parents: Sequence[str] = ()
-    ) -> str:
+    def guard(self) -> Guard | None:
+        """What may not be seen of the branch: what other branches and tags deny is that of when this one was taken."""
+        access, state = self._place.access, self._state
+        return Guard(access.deny, state.labels(), state.visible_blocks, self._elsewhere) if access else None
+
+    def commit(self, message: str = "", author: str = "", time: float | None = None, *, parents: Sequence[str] = ()) -> str:
         """Settles everything that is finished, and the open document so far, in a commit; returns its name.
         Without anything new that is the branch's last commit. `time` is in seconds since 1970; `parents` are commits that
         are merged by this one.
@@ -80,6 +89,7 @@ class BranchHold:
                 open_tokens=tokens.open_tokens,
                 document_count=documents.count,
                 dead=sealer.dead(state.dead),
+                labels=sealer.labels(state.labels(), base.labels, base.commit.labels),
                 parents=(base.name, *parents),
                 author=author,
                 time=clock.time() if time is None else time,

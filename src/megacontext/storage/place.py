@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from megacontext.storage.access import Access
 from megacontext.storage.format import check_writable
 from megacontext.storage.objects import LocalObjectStore, ObjectReader
 from megacontext.storage.refs import Refs, quoted
@@ -22,6 +23,10 @@ class Place:
     refs: Refs
     reader: ObjectReader
     format: int
+    access: Access | None = None
+    """Who may not see everything; None: whoever reads is denied nothing."""
+    appending: bool = False
+    """Whoever is denied something only adds what is new; nothing else that writes is open to them."""
 
     def journal(self, branch: str) -> Path:
         """The journal of a branch."""

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import time as clock
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from megacontext.errors import (
+    AccessDenied,
     CorruptObject,
     InvalidInput,
     MemoryExists,
@@ -15,17 +17,21 @@ from megacontext.errors import (
     UnknownReference,
 )
 from megacontext.storage import files
+from megacontext.storage.access import Access, refuse_denied
 from megacontext.storage.ancestry import merge_bases
 from megacontext.storage.commit import Commit, load_commit
-from megacontext.storage.compare import Change, commit_changes, snapshot_changes
+from megacontext.storage.compare import Change, commit_changes, shown_changes, snapshot_changes
 from megacontext.storage.documents import DocumentTree
 from megacontext.storage.drop import LayerDrop
 from megacontext.storage.fsck import Report, check
 from megacontext.storage.gists import LayerSpec
+from megacontext.storage.guard import Guard
 from megacontext.storage.hashing import digest
 from megacontext.storage.hold import BranchHold
 from megacontext.storage.info import MemoryInfo, read_info
 from megacontext.storage.journal import journal_frames
+from megacontext.storage.labelling import Labelling
+from megacontext.storage.labels import Labels, checked_names
 from megacontext.storage.layers import LayerWriter
 from megacontext.storage.objects import ObjectReader
 from megacontext.storage.place import FOLDERS, INFO, Place, local_store
@@ -47,13 +53,15 @@ class Repository:
     Any number of processes may read, and one at a time write each branch. Nothing needs closing but writers.
     """
 
-    def __init__(self, root: Path, info: MemoryInfo) -> None:
+    def __init__(self, root: Path, info: MemoryInfo, deny: Iterable[str] = ()) -> None:
         """Use `create` or `open`."""
         self.root = root
         self.info = info
         self.refs = Refs(root)
         reader = ObjectReader(local_store(root, "unused"))
-        self._place = Place(root, info.segment_blocks, self.refs, reader, info.format)
+        self.deny = frozenset(checked_names(deny))
+        access = Access(self.deny, self.refs, reader, info.segment_blocks) if self.deny else None
+        self._place = Place(root, info.segment_blocks, self.refs, reader, info.format, access)
 
     @classmethod
     def create(
@@ -102,10 +110,10 @@ class Repository:
         return repository
 
     @classmethod
-    def open(cls, path: Path | str) -> Repository:
+    def open(cls, path: Path | str, *, deny: Iterable[str] = ()) -> Repository:
         """Opens a memory. Raises MemoryNotFound, CorruptObject, FormatVersionError."""
         root = Path(path)
-        return cls(root, read_info(root))
+        return cls(root, read_info(root), deny)
 
     @property
     def head(self) -> str:
@@ -189,10 +197,14 @@ class Repository:
     def changes(self, before: str | None, after: str) -> list[Change]:
         """What became of the documents between two commits (by name; None: an empty memory), by source. Reads the records
         that differ and nothing else."""
+        if self._place.access is not None:
+            return shown_changes(self.snapshot(before) if before else None, self.snapshot(after))
         return commit_changes(self._place.reader, self.commit(before) if before else None, self.commit(after))
 
     def compare(self, left: Snapshot, right: Snapshot) -> list[Change]:
         """The documents that differ between two snapshots, by source; see `changes`."""
+        if self._place.access is not None:
+            return shown_changes(left, right)
         return snapshot_changes(self._place.reader, left, right)
 
     def merge_bases(self, left: str, right: str) -> list[str]:
@@ -200,13 +212,23 @@ class Repository:
         return merge_bases(lambda name: load_commit(self._place.reader, name), left, right)
 
     def read_object(self, name: str) -> bytes:
-        """The bytes of an object, such as a document's `original`, checked against its name."""
+        """The bytes of an object, checked against its name. Raises AccessDenied for a reader that is denied something; a
+        document's original is had from `Snapshot.original`."""
+        self.require_whole("reading objects by name")
         return self._place.reader.store.get(name)
 
-    def writer(self, branch: str | None = None, *, layer: LayerSpec | None = None) -> BranchWriter:
+    def writer(self, branch: str | None = None, *, layer: LayerSpec | None = None, appending: bool = False) -> BranchWriter:
         """Takes a branch (default: the current one) for writing, with or without gists. Raises BranchLocked,
-        UnknownReference, InvalidInput if the layer does not cover what the branch holds."""
-        return BranchWriter(self._place, branch or self.head, layer)
+        UnknownReference, InvalidInput if the layer does not cover what the branch holds.
+
+        A reader that is denied something gets none (AccessDenied) but for `appending` a conversation, which is not one that
+        it is denied: what is written goes by what is there, and gists are made of all of it.
+        """
+        writer = BranchWriter(replace(self._place, appending=appending), branch or self.head, layer)
+        if (guard := writer.guard()) and writer.document and guard.hides(writer.document, None):
+            writer.close()
+            raise AccessDenied(f"the conversation on branch {writer.branch!r} is denied to this reader")
+        return writer
 
     def transaction(self, branch: str | None = None) -> Transaction:
         """Takes a branch for a change that readers see at once or never. Raises BranchLocked, UnknownReference."""
@@ -221,15 +243,31 @@ class Repository:
         with LayerDrop(self._place, branch or self.head) as hold:
             return hold.drop(fingerprint, message=message, author=author)
 
+    def label(
+        self, change: Callable[[Snapshot, Labels], Labels], branch: str | None = None, *, message: str = "", author: str = ""
+    ) -> str:
+        """Commits a branch with other labels, which `change` makes of what it holds and its labels so far; returns the
+        commit. See `Labelling`."""
+        with Labelling(self._place, branch or self.head) as hold:
+            return hold.relabel(change, message=message, author=author)
+
+    def require_whole(self, what: str) -> None:
+        """Raises AccessDenied for a reader that is denied something; `what` reads past what snapshots give out."""
+        refuse_denied(self._place.access, what)
+
     def fsck(self) -> Report:
         """Recomputes every hash and checksum; see `fsck.check`."""
+        self.require_whole("fsck")
         return check(self.root)
 
     def _hold(self, branch: str) -> BranchHold:
-        return BranchHold(self._place, branch)
+        return BranchHold(replace(self._place, appending=True), branch)
 
     def _view(self, state: BranchState) -> Snapshot:
-        return Snapshot(self._place.reader, state, self.info.segment_blocks)
+        guard, access = None, self._place.access
+        if access is not None:
+            guard = Guard(access.deny, state.labels(), state.visible_blocks, access.elsewhere(state.base.name))
+        return Snapshot(self._place.reader, state, self.info.segment_blocks, guard)
 
     def _load(self, commit: str, spec: LayerSpec | None) -> BranchState:
         base = Base.load(self._place.reader, commit)

@@ -7,6 +7,7 @@ in or where earlier commits were made.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import numpy as np
 
@@ -15,6 +16,7 @@ from megacontext.storage import merkle
 from megacontext.storage.dead import DeadRanges, load_dead
 from megacontext.storage.documents import PAGE_RECORDS, DocumentRecord, DocumentTree, page_object
 from megacontext.storage.gists import GISTS, NOTHING, GistRows, GistTree, gist_object, inner_levels, nodes
+from megacontext.storage.labels import Labels
 from megacontext.storage.merkle import ARITY, MerkleList, RowSource
 from megacontext.storage.objects import ObjectReader, ObjectStore
 from megacontext.storage.patches import Overlay
@@ -79,6 +81,12 @@ class Sealer:
     def dead(self, dead: DeadRanges) -> str:
         """The object that names dead blocks; '' for none."""
         return self._store.put(dead.to_bytes()) if len(dead) else ""
+
+    def labels(self, labels: Labels, before: Labels, name: str) -> str:
+        """The object with these labels, which come after those `before`, of that `name`; '' for none."""
+        if labels == before:
+            return name
+        return self._store.put(replace(labels, before=name).to_bytes())
 
     def gists(
         self, base: GistTree, rows: GistRows, blocks: int, tokens: MerkleList, dead: DeadRanges, overlay: Overlay = NOTHING

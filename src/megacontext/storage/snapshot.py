@@ -12,11 +12,15 @@ from megacontext.core.timeline import Timeline
 from megacontext.errors import UnknownReference
 from megacontext.storage.column import Column
 from megacontext.storage.commit import Commit, load_layer
-from megacontext.storage.documents import DocumentRecord, Documents
-from megacontext.storage.gists import GistTree, Layer, load_rows
+from megacontext.storage.documents import DocumentRecord
+from megacontext.storage.gists import NOTHING, GistTree, Layer, load_rows
+from megacontext.storage.guard import Guard, GuardedColumn
+from megacontext.storage.hashing import digest
+from megacontext.storage.labels import Labels
 from megacontext.storage.merkle import MerkleList, get, iterate
 from megacontext.storage.objects import ObjectReader
 from megacontext.storage.segment import SPANS, TOKENS, UNKNOWN
+from megacontext.storage.shown import ShownDocuments
 from megacontext.storage.state import BranchState
 from megacontext.storage.tensors import F16, I64, U8, U32, Array
 
@@ -26,28 +30,36 @@ class Snapshot:
     the memory holds. Damaged objects raise CorruptObject or MissingObject when they are read.
 
     `blocks` complete blocks; `open_ids` uint32 [k] the tokens of the unfinished block behind them (only an
-    open conversation has one); `commit_name` and `commit` what it builds on; `documents` by ordinal.
+    open conversation has one); `commit_name` and `commit` what it builds on; `documents` by ordinal; `labels`.
+
+    Behind a `guard`, blocks and gists that it denies raise AccessDenied, and denied documents and the unfinished block of
+    one are not there.
     """
 
-    def __init__(self, reader: ObjectReader, state: BranchState, segment_blocks: int) -> None:
+    def __init__(self, reader: ObjectReader, state: BranchState, segment_blocks: int, guard: Guard | None = None) -> None:
         tail = state.visible_tail()
         self.commit_name: str = state.base.name
         self.commit: Commit = state.base.commit
         self.blocks: int = tail.start + len(tail.ids)
-        self.open_ids: U32 = tail.open_ids
-        self.documents = Documents(reader, state.base.documents.records, state.visible_documents())
+        self.labels: Labels = state.labels()
+        newest = state.visible_documents()
+        self.documents = ShownDocuments(reader, state.base.documents.records, newest, self.labels, guard)
+        hidden = guard is not None and len(tail.open_ids) > 0 and self.documents.shown(newest[-1]) is None
+        self.open_ids: U32 = tail.open_ids[:0] if hidden else tail.open_ids
+        self._guard = guard
         self._dead = state.dead
         self._reader = reader
         self._segment_blocks = segment_blocks
-        self._layers = _Layers(reader, state, segment_blocks, self.blocks)
+        self._layers = _Layers(reader, state, segment_blocks, self.blocks, guard)
         segments, spans = state.base.tokens.strand.segments, state.base.documents.spans.segments
         self._segments = segments
 
-        def column(label: str, items: MerkleList, kind: str, name: str, rows: Array) -> Column:
+        def column(label: str, items: MerkleList, kind: str, name: str, rows: Array) -> Column | GuardedColumn:
             def fetch(number: int) -> Array:
                 return reader.tensors(get(reader, items, number), kind).arrays[name]
 
-            return Column(label, fetch, segment_blocks, tail.start, rows)
+            whole = Column(label, fetch, segment_blocks, tail.start, rows)
+            return whole if guard is None else guard.column(whole, 0)
 
         self._ids = column("blocks", segments, TOKENS, "ids", tail.ids)
         self._fill = column("blocks", segments, TOKENS, "fill", tail.fill)
@@ -66,16 +78,25 @@ class Snapshot:
         return self._segments.count * self._segment_blocks
 
     def segments(self) -> list[str]:
-        """Names of the sealed token segments in order: keys for what is derived from them, shared by branches."""
-        return list(iterate(self._reader, self._segments))
+        """Names of the sealed token segments in order: keys for what is derived from them, shared by branches, and by
+        readers that see the same of them."""
+        names = list(iterate(self._reader, self._segments))
+        return names if self._guard is None else self._guard.names(names, self._segment_blocks)
+
+    @property
+    def key(self) -> str:
+        """A name for the blocks of the timeline as this reader sees them: a key for what is derived from them all."""
+        root = self.commit.tokens
+        return root if self._guard is None else digest(f"{root} {self._guard.key}".encode())
 
     def timeline(self) -> Timeline:
-        """The timeline as the core knows it, with its dead blocks."""
+        """The timeline as the core knows it, with its dead blocks and those that are denied to this reader."""
         return self._timeline
 
     @cached_property
     def _timeline(self) -> Timeline:
-        return Timeline(blocks=self.blocks, open_tokens=len(self.open_ids), dead=tuple(self._dead))
+        timeline = Timeline(blocks=self.blocks, open_tokens=len(self.open_ids), dead=tuple(self._dead))
+        return timeline if self._guard is None else self._guard.timeline(timeline)
 
     def tokens(self, start: int, stop: int) -> U32:
         """Token ids of blocks `start:stop`, uint32 [n, 32]; raises UnknownReference outside `blocks`."""
@@ -84,6 +105,21 @@ class Snapshot:
     def tokens_at(self, blocks: I64) -> U32:
         """Token ids of the blocks at int64 [k] indices, uint32 [k, 32]."""
         return self._ids.at(blocks)
+
+    def shown(self, start: int, stop: int) -> tuple[U32, U8]:
+        """Token ids uint32 [n, 32] and fill uint8 [n] of blocks `start:stop`, with denied blocks as if they were empty: for
+        what is derived from whole segments, under the names of `segments`."""
+        if self._guard is None:
+            return self.tokens(start, stop), self.fill(start, stop)
+        ids, fill = np.zeros((stop - start, BLOCK), np.uint32), np.zeros(stop - start, np.uint8)
+        allowed = np.flatnonzero(~self._guard.denied(start, stop))
+        ids[allowed], fill[allowed] = self.tokens_at(start + allowed), self.fill_at(start + allowed)
+        return ids, fill
+
+    def original(self, document: DocumentRecord) -> bytes | None:
+        """The bytes of a document's source where decoding its tokens does not give them back, else None."""
+        name = self.documents[document.ordinal].original
+        return self._reader.store.get(name) if name else None
 
     def fill(self, start: int, stop: int) -> U8:
         """Real tokens of blocks `start:stop`, uint8 [n]: 32 but for the last block of a document."""
@@ -135,7 +171,8 @@ class Snapshot:
 class _Layers:
     """The gist layers of a snapshot, opened when asked for."""
 
-    def __init__(self, reader: ObjectReader, state: BranchState, segment_blocks: int, blocks: int) -> None:
+    def __init__(self, reader: ObjectReader, state: BranchState, segment_blocks: int, blocks: int, guard: Guard | None) -> None:
+        self._guard = guard
         self._reader = reader
         self._segment_blocks = segment_blocks
         self._trees = {fingerprint: load_layer(reader, root) for fingerprint, root in state.base.commit.layers.items()}
@@ -148,7 +185,7 @@ class _Layers:
             name = self._written = state.spec.fingerprint
             tree = self._trees.get(name) or GistTree(spec=state.spec)
             # Opened at once: the writer's rows move on.
-            self._open[name] = Layer(reader, segment_blocks, tree, state.tail.gists, blocks, state.overlay)
+            self._open[name] = Layer(reader, segment_blocks, tree, state.tail.gists, blocks, state.overlay, guard)
             self.coverage[name] = blocks
             self.stale -= {name}
 
@@ -162,7 +199,7 @@ class _Layers:
         if name not in self._open:
             tree = self._trees[name]
             rows = load_rows(self._reader, tree, self._segment_blocks)
-            self._open[name] = Layer(self._reader, self._segment_blocks, tree, rows, tree.blocks)
+            self._open[name] = Layer(self._reader, self._segment_blocks, tree, rows, tree.blocks, NOTHING, self._guard)
         return self._open[name]
 
 

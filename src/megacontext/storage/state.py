@@ -24,6 +24,7 @@ from megacontext.storage.documents import (
 )
 from megacontext.storage.gists import NOTHING, GistRows, GistTree, LayerSpec, load_rows
 from megacontext.storage.journal import Frame, Record, RecordKind
+from megacontext.storage.labels import Labels, load_labels
 from megacontext.storage.objects import ObjectReader
 from megacontext.storage.patches import from_arrays
 from megacontext.storage.segment import UNKNOWN, TokenTree
@@ -39,16 +40,18 @@ class Base:
     commit: Commit
     tokens: TokenTree
     documents: DocumentTree
+    labels: Labels
 
     @classmethod
     def load(cls, reader: ObjectReader, name: str) -> Base:
-        """Reads three small objects."""
+        """Reads three small objects, and one more where there are labels."""
         commit = load_commit(reader, name)
         return cls(
             name=name,
             commit=commit,
             tokens=load_tokens(reader, commit),
             documents=load_documents(reader, commit),
+            labels=load_labels(reader, commit.labels),
         )
 
 
@@ -75,14 +78,13 @@ class BranchState:
     An open active document is visible; another one is not until it ends.
     """
 
-    def __init__(
-        self, base: Base, tail: Tail, records: list[DocumentRecord], spec: LayerSpec | None, dead: DeadRanges
-    ) -> None:
+    def __init__(self, base: Base, tail: Tail, records: list[DocumentRecord], spec: LayerSpec | None, dead: DeadRanges) -> None:
         self.base = base
         # Neither changes in place: snapshots keep the ones they saw.
         self.dead = dead
         self.overlay = NOTHING
         self.died = False  # since the commit
+        self.relabelled = base.labels  # as changed since, which only a commit settles
         self.tail = tail
         self.records = records
         self.spec = spec
@@ -119,6 +121,10 @@ class BranchState:
     def visible_tail(self) -> TailView:
         """The blocks and tokens behind the sealed segments that a reader may see."""
         return self.tail.view(self.visible_blocks, self.next_ordinal)
+
+    def labels(self) -> Labels:
+        """The labels that a reader has to heed, those of documents behind the commit included."""
+        return self.relabelled.growing(self.visible_documents(), self.base.commit.blocks)
 
     def replay(self, frames: Iterable[Frame]) -> None:
         """Applies records as read from the journal."""
@@ -188,6 +194,7 @@ class BranchState:
             original=metadata["original"],
             open=False,
             replaces=int(metadata.get("replaces", "-1")),
+            labels=tuple(json.loads(metadata["labels"])) if "labels" in metadata else active.begun.labels,
         )
         self.records.append(finished)
         self.active = None

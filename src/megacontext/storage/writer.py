@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time as clock
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -16,6 +17,7 @@ from megacontext.storage.gists import Layer, LayerSpec, NewGists
 from megacontext.storage.hashing import canonical
 from megacontext.storage.hold import BranchHold
 from megacontext.storage.journal import Record, RecordKind
+from megacontext.storage.labels import checked_names
 from megacontext.storage.patches import Patches, checked, to_arrays
 from megacontext.storage.place import Place
 from megacontext.storage.segment import UNKNOWN
@@ -102,7 +104,7 @@ class BranchWriter(BranchHold):
             media_type=media_type,
             ingested_at=clock.time() if ingested_at is None else ingested_at,
             tags=tuple(tags),
-            labels=tuple(labels),
+            labels=checked_names(labels),
             open=open,
         )
         active = self._state.active
@@ -192,6 +194,7 @@ class BranchWriter(BranchHold):
             "original": kept,
             "pad": str(pad),
             "replaces": str(-1 if replaces is None else replaces.ordinal),
+            "labels": json.dumps(self._inherited(active.begun.labels, replaces)),
         }
         self._write_rows(RecordKind.END, arrays, rest, gists, None, None, metadata)
         self._left_over = None
@@ -212,6 +215,7 @@ class BranchWriter(BranchHold):
             version=record.version + 1,
             media_type=record.media_type,
             ingested_at=clock.time() if removed_at is None else removed_at,
+            labels=self._inherited((), record),
             removed=True,
             replaces=record.ordinal,
         )
@@ -219,6 +223,21 @@ class BranchWriter(BranchHold):
         metadata = {**spec_metadata(self.layer), "document": canonical(tombstone.to_json()).decode()}
         self._write(Record(RecordKind.REMOVE, metadata, arrays))
         return self._state.records[-1]
+
+    def label_blocks(self, names: Sequence[str], start: int, stop: int) -> None:
+        """Puts labels on blocks `start:stop` beside those of their document. Not in the journal: the next `commit` settles
+        it, and a crash before that forgets it, so it is for what is written and committed in one go."""
+        if not 0 <= start <= stop <= self.blocks:
+            raise InvalidInput(f"no blocks {start}:{stop}; there are {self.blocks}")
+        self._state.relabelled = self._state.relabelled.add(checked_names(names), start, stop)
+
+    def _inherited(self, labels: Sequence[str], replaces: DocumentRecord | None) -> tuple[str, ...]:
+        """The labels of a document: its own, and all that any part of the one that it replaces carries. Nobody knows where
+        in the new text that part is, so the whole is labelled until somebody says otherwise."""
+        if replaces is None:
+            return tuple(labels)
+        now = self._state.labels()
+        return tuple(sorted({*labels, *now.marks(replaces).labels, *now.carried(*replaces.span)}))
 
     def _deaths(self, record: DocumentRecord, patches: Patches | None, more: int) -> dict[str, Array]:
         """What makes the blocks of `record` dead, in a timeline of `more` blocks than there are."""
@@ -288,7 +307,9 @@ class BranchWriter(BranchHold):
 
 def _same(there: DocumentRecord, begun: DocumentRecord) -> bool:
     """Whether an unfinished document is the one that begins. An open one has no hash until it ends."""
-    return (there.source, there.open) == (begun.source, begun.open) and (begun.open or there.text_hash == begun.text_hash)
+    return (there.source, there.open) == (begun.source, begun.open) and (
+        begun.open or (there.text_hash, there.labels) == (begun.text_hash, begun.labels)
+    )
 
 
 def _uint32(ids: Array) -> U32:
