@@ -11,7 +11,8 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from typing import Any
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -58,24 +59,52 @@ def decode(data: bytes | memoryview) -> tuple[dict[str, Array], dict[str, str]]:
     are there, each of them once. So nothing is allocated for what a header claims.
     """
     view = memoryview(data)
+    length = int.from_bytes(view[:8], "little")
+    if len(view) < 8 or length > len(view) - 8:
+        raise ValueError("not a safetensors object: the header is longer than the object")
+    header, body = bytes(view[8 : 8 + length]), view[8 + length :]
+    layout = _remembered(header) if length <= _REMEMBERED_BYTES else _layout(header)
+    if layout.end != len(body):
+        raise ValueError("not a safetensors object: bytes that belong to no array, or an array that is not all there")
     try:
-        length = int.from_bytes(view[:8], "little")
-        if len(view) < 8 or length > len(view) - 8:
-            raise ValueError("the header is longer than the object")
-        body = view[8 + length :]
-        header = json.loads(bytes(view[8 : 8 + length]), object_pairs_hook=_distinct)
+        arrays = {
+            name: np.frombuffer(body[begin:end], dtype).reshape(shape) for name, dtype, shape, begin, end in layout.arrays
+        }
+    except (ValueError, OverflowError) as error:  # more sides than numpy can count
+        raise ValueError(f"not a safetensors object: {error}") from error
+    for array in arrays.values():
+        array.setflags(write=False)
+    return arrays, dict(layout.metadata)
+
+
+class _Layout(NamedTuple):
+    """What a header says: name, dtype, shape, begin and end of each array, the metadata, and where the last one ends."""
+
+    arrays: list[tuple[str, np.dtype[Any], tuple[int, ...], int, int]]
+    metadata: dict[str, str]
+    end: int
+
+
+def _layout(text: bytes) -> _Layout:
+    try:
+        header = json.loads(text, object_pairs_hook=_distinct)
         metadata = header.pop("__metadata__")
         if not all(isinstance(value, str) for value in metadata.values()):
             raise ValueError("metadata that is no text")
-        end, arrays = 0, {}
+        end, arrays = 0, []
         # Empty arrays share their place with the next one.
         for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
-            arrays[name], end = _array(body, entry, end)
-        if end != len(body):
-            raise ValueError("bytes that belong to no array")
+            dtype, shape, begin = _DTYPES[entry["dtype"]], tuple(entry["shape"]), end
+            end = _end(entry, dtype, shape, begin)
+            arrays.append((name, dtype, shape, begin, end))
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise ValueError(f"not a safetensors object: {error}") from error
-    return arrays, metadata
+    return _Layout(arrays, metadata, end)
+
+
+# Pages of one size have one header, and a memory is opened by reading up to a hundred of them.
+_REMEMBERED_BYTES = 2048
+_remembered = lru_cache(1024)(_layout)
 
 
 def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -85,15 +114,12 @@ def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return value
 
 
-def _array(body: memoryview, entry: dict[str, Any], start: int) -> tuple[Array, int]:
-    """The array that lies at `start`, and where it ends."""
+def _end(entry: dict[str, Any], dtype: np.dtype[Any], shape: tuple[int, ...], start: int) -> int:
+    """Where an array that lies at `start` ends."""
     begin, end = entry["data_offsets"]
-    dtype, shape = _DTYPES[entry["dtype"]], tuple(entry["shape"])
     # `type`, since True is an int too.
     if any(type(number) is not int or number < 0 for number in (begin, end, *shape)):
         raise ValueError("a shape or an offset is no natural number")
-    if begin != start or end - begin != math.prod(shape) * dtype.itemsize or end > len(body):
+    if begin != start or end - begin != math.prod(shape) * dtype.itemsize:
         raise ValueError("an array is not where, or not as large as, its header says")
-    array: Array = np.frombuffer(body[begin:end], dtype).reshape(shape)
-    array.setflags(write=False)
-    return array, end
+    return int(end)
