@@ -177,7 +177,8 @@ class KeyValueGistNet(PretrainedNet):
 
     @torch.no_grad()
     def mean_of_blocks(self, base: BaseLM, ids: Tensor, mask: Tensor) -> Tensor:
-        """A control: as many means of consecutive tokens' keys and values as a gist has entries, with its gains. float16 [N, g, W]."""
+        """A control: as many means of consecutive tokens' keys and values as a gist has entries, with its gains. float16
+        [N, g, W]."""
         self._check_base(base)
         keys, values, _ = self._computed(base, ids, mask)
         count = min(self.vectors * self.config.entries, BLOCK)

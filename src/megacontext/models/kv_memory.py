@@ -88,8 +88,8 @@ class Memory(Protocol):
 
     @property
     def stretches(self) -> Sequence[int] | None:
-        """Lengths of consecutive stretches of the slots that see, among slots, only their own stretch, causally, so that nothing
-        has to be computed between them; None where the mask says more."""
+        """Lengths of consecutive stretches of the slots that see, among slots, only their own stretch, causally, so that
+        nothing has to be computed between them; None where the mask says more."""
         ...
 
     def read(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:

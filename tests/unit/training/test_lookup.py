@@ -24,7 +24,7 @@ from megacontext.training.lookup_heads import find_layout, induction_scores
 
 @pytest.fixture(scope="module")
 def looking() -> BaseLM:
-    """A base with the induction circuit, untrained, but for matrices that start at zero: they would hide what attention reads."""
+    """A base with the induction circuit, untrained but for matrices that start at zero and would hide what is read."""
     model = build_base(BaseShape(width=128, layers=3), vocab_size=258, eos=256)
     generator = torch.Generator().manual_seed(0)
     for name, parameter in model.named_parameters():
