@@ -71,10 +71,16 @@ def sync_folder(path: Path) -> None:
 
 def create(path: Path, data: bytes | memoryview) -> None:
     """Writes a new file without syncing it; nothing is left behind when the disk is full."""
+    create_from(path, (data,))
+
+
+def create_from(path: Path, parts: Iterable[bytes | memoryview]) -> None:
+    """The same for a file that comes in parts; nothing is left behind either when they end in an error."""
     with translated(path):
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
     try:
-        write(descriptor, data, path)
+        for data in parts:
+            write(descriptor, data, path)
     except BaseException:
         with suppress(OSError):
             os.unlink(path)

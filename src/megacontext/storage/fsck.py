@@ -5,7 +5,7 @@ Nothing is changed. It may run beside a writer, but what is written meanwhile ma
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote
@@ -14,8 +14,8 @@ import numpy as np
 
 from megacontext.errors import CorruptObject, MegaContextError, MissingObject
 from megacontext.storage.info import MemoryInfo, damaged_files, read_info
-from megacontext.storage.journal import JournalContent, read_journal
-from megacontext.storage.objects import LocalObjectStore, ObjectReader
+from megacontext.storage.journal import Frame, JournalContent, read_journal
+from megacontext.storage.objects import LocalObjectStore, ObjectReader, ObjectStore
 from megacontext.storage.place import INFO, local_store
 from megacontext.storage.refs import BRANCHES, TAGS, Refs, quoted
 from megacontext.storage.snapshot import Snapshot
@@ -43,6 +43,47 @@ class Report:
 def check(root: Path) -> Report:
     """Checks the memory at `root`. Raises MemoryNotFound and FormatVersionError; all else is a finding."""
     return _Check(root).run()
+
+
+def check_commits(store: ObjectStore, segment_blocks: int, commits: Mapping[str, str]) -> tuple[list[Finding], set[str]]:
+    """The same checks for commits and all before them, by what each is called: findings, and all objects that they need."""
+    reader = ObjectReader(store, keep=512)
+    walk = Walk(reader, segment_blocks)
+    for commit in commits.values():
+        walk.history(commit)
+    findings = list(walk.findings.values())
+    if not findings:
+        for called, commit in commits.items():
+            findings += _fitting(reader, segment_blocks, called, commit, ())
+    return findings, walk.reached
+
+
+def _fitting(reader: ObjectReader, segment_blocks: int, called: str, commit: str, frames: Sequence[Frame]) -> Iterator[Finding]:
+    """Do the documents of a state tile its blocks, and are those dead that were replaced?"""
+    state = BranchState.load(reader, Base.load(reader, commit), segment_blocks, journal_spec(frames))
+    state.replay(frames)
+    snapshot = Snapshot(reader, state, segment_blocks)
+    spans: list[tuple[int, int]] = []
+    end = 0
+    for ordinal, record in enumerate(snapshot.documents):
+        start, end = end, record.start_block + record.blocks
+        spans.append((start, end))
+        # Before the arrays are made: they are as large as the record says.
+        right = (record.ordinal, record.start_block) == (ordinal, start) and start <= end <= snapshot.blocks
+        if right:
+            blocks = np.arange(start, end)
+            tokens = int(snapshot.fill_at(blocks).sum(dtype=np.int64)) + (len(snapshot.open_ids) if record.open else 0)
+            right = record.tokens == tokens and not (snapshot.documents_at(blocks) != ordinal).any()
+        if not right:
+            yield Finding(f"document {ordinal} of {called}", "document", f"{record.source} does not match its blocks")
+            return
+        if record.replaces >= 0:
+            low, high = spans[record.replaces] if record.replaces < ordinal else (0, -1)
+            if low > high or (low < high and state.dead.within(low, high) != [(0, high - low)]):
+                meaning = f"{record.source} replaces what is still there, or never was"
+                yield Finding(f"document {ordinal} of {called}", "document", meaning)
+    if end != snapshot.blocks:
+        yield Finding(called, "branch", f"documents cover {end} of {snapshot.blocks} blocks")
 
 
 class _HashedStore(LocalObjectStore):
@@ -171,22 +212,7 @@ class _Check:
         if frames is None:
             self._wrong(f"journal/{self._journal(branch).name}", "journal", f"it does not continue commit {commit}")
             return
-        base = Base.load(reader, commit)
-        state = BranchState.load(reader, base, info.segment_blocks, journal_spec(frames))
-        state.replay(frames)
-        snapshot = Snapshot(reader, state, info.segment_blocks)
-        end = 0
-        for ordinal, record in enumerate(snapshot.documents):
-            blocks = np.arange(record.start_block, record.start_block + record.blocks)
-            tokens = int(snapshot.fill_at(blocks).sum(dtype=np.int64))
-            tokens += len(snapshot.open_ids) if record.open else 0
-            owners = snapshot.documents_at(blocks)
-            right = (record.ordinal, record.start_block, record.tokens) == (ordinal, end, tokens)
-            if not right or (owners != ordinal).any():
-                self._wrong(f"document {ordinal} of {branch}", "document", f"{record.source} does not match its blocks")
-            end += record.blocks
-        if end != snapshot.blocks:
-            self._wrong(f"refs/heads/{branch}", "branch", f"documents cover {end} of {snapshot.blocks} blocks")
+        self._findings += _fitting(reader, info.segment_blocks, f"refs/heads/{branch}", commit, frames)
 
     def _journals(self, branches: dict[str, str]) -> None:
         """Journals whose branch is gone or unreadable: their content hangs in the air."""

@@ -10,6 +10,7 @@ import hashlib
 import json
 import re
 import zlib
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 Json = dict[str, Any]
@@ -20,6 +21,24 @@ _NAME = re.compile(r"[0-9a-f]{64}")
 def digest(data: bytes | memoryview) -> str:
     """The name of an object with this content: 64 lowercase hexadecimal digits."""
     return hashlib.blake2b(data, digest_size=NAME_BYTES).hexdigest()
+
+
+class Digest:
+    """The name of an object that comes in chunks, once all of them went through `watch`."""
+
+    def __init__(self) -> None:
+        self._hash = hashlib.blake2b(digest_size=NAME_BYTES)
+
+    def watch(self, chunks: Iterable[bytes]) -> Iterator[bytes]:
+        """The chunks as they are."""
+        for chunk in chunks:
+            self._hash.update(chunk)
+            yield chunk
+
+    @property
+    def name(self) -> str:
+        """The name so far."""
+        return self._hash.hexdigest()
 
 
 def is_name(text: str) -> bool:

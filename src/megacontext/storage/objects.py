@@ -12,14 +12,15 @@ import os
 import shutil
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from io import FileIO
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 from megacontext.errors import CorruptObject, MissingObject
 from megacontext.storage import files
-from megacontext.storage.hashing import Json, digest, is_name
+from megacontext.storage.hashing import Digest, Json, digest, is_name
 from megacontext.storage.tensors import Array, decode
 
 # Below this a read is cheaper than a map, and a map of its own would waste most of its page.
@@ -55,6 +56,13 @@ class ObjectStore(Protocol):
         """The names of all durable objects, sorted."""
 
 
+class Stat(NamedTuple):
+    """An object's `size` in bytes, and when it became one, in seconds since 1970."""
+
+    size: int
+    changed: float
+
+
 class LocalObjectStore:
     """Objects as files `objects/ab/<name>` of a folder.
 
@@ -66,6 +74,11 @@ class LocalObjectStore:
         self._root = root
         self._staging = staging
         self._staged: dict[str, Path] = {}
+
+    @property
+    def staged(self) -> int:
+        """How many objects are staged."""
+        return len(self._staged)
 
     def clean(self) -> None:
         """Removes what an earlier process left in the staging folder."""
@@ -79,6 +92,20 @@ class LocalObjectStore:
             files.create(path, data)
             self._staged[name] = path
         return name
+
+    def receive(self, name: str, chunks: Iterable[bytes]) -> None:
+        """As `put` for an object that comes in chunks. Raises CorruptObject, and keeps nothing, if they are not `name`."""
+        path = self._staging / name if is_name(name) else self._path(name)
+        files.make_folder(self._staging)
+        content = Digest()
+        files.create_from(path, content.watch(chunks))
+        if content.name != name:
+            path.unlink()
+            raise CorruptObject(f"object {name} is damaged: what was received differs from its name")
+        if self._keep(name):
+            path.unlink()
+        else:
+            self._staged[name] = path
 
     @contextmanager
     def unswept(self) -> Iterator[None]:
@@ -126,30 +153,21 @@ class LocalObjectStore:
         self._staged.clear()
 
     def get(self, name: str) -> bytes:
-        try:
-            data = self._locate(name).read_bytes()
-        except FileNotFoundError as error:
-            raise _missing(name) from error
-        return _checked(name, data)
+        with self._open(name) as file:
+            return _checked(name, file.readall())
 
     def view(self, name: str) -> memoryview:
-        try:
-            descriptor = os.open(self._locate(name), os.O_RDONLY)
-        except FileNotFoundError as error:
-            raise _missing(name) from error
-        try:
-            if os.fstat(descriptor).st_size < MAPPED_FROM:
-                return memoryview(self.get(name))
-            mapped = mmap.mmap(descriptor, 0, prot=mmap.PROT_READ)
-        finally:
-            os.close(descriptor)
+        with self._open(name) as file:
+            if os.fstat(file.fileno()).st_size < MAPPED_FROM:
+                return memoryview(_checked(name, file.readall()))
+            mapped = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
         view = _checked(name, memoryview(mapped))
         # Scattered reads follow; the default would read ahead megabytes around each of them.
         mapped.madvise(mmap.MADV_RANDOM)
         return view
 
     def has(self, name: str) -> bool:
-        return name in self._staged or self._path(name).is_file()
+        return name in self._staged or os.path.isfile(self._place(name))
 
     def names(self) -> Iterator[str]:
         for folder in sorted(self._root.iterdir()) if self._root.is_dir() else ():
@@ -157,14 +175,46 @@ class LocalObjectStore:
                 if is_name(path.name):
                     yield path.name
 
+    def stat(self, name: str) -> Stat | None:
+        """What is known of a durable object without reading it; None if it is not there."""
+        try:
+            found = self._path(name).stat()
+        except FileNotFoundError:
+            return None
+        # Not when it was written: an object that was long in the making is new on the day that it got its name.
+        return Stat(found.st_size, max(found.st_mtime, found.st_ctime))
+
+    def peek(self, name: str, size: int) -> bytes:
+        """The first `size` bytes of a durable object, not checked. Raises MissingObject."""
+        try:
+            with open(self._path(name), "rb") as file:
+                return file.read(size)
+        except FileNotFoundError as error:
+            raise _missing(name) from error
+
+    def remove(self, names: Iterable[str]) -> None:
+        """Removes durable objects for good, those that are there."""
+        paths = [self._path(name) for name in names]
+        for path in paths:
+            files.remove(path)
+        folders = {path.parent for path in paths}
+        files.sync_all(sorted(folder for folder in folders if folder.is_dir()), files.sync_folder)
+
+    def _open(self, name: str) -> FileIO:
+        try:
+            return FileIO(self._staged[name] if name in self._staged else self._place(name))
+        except FileNotFoundError as error:
+            raise _missing(name) from error
+
     def _path(self, name: str) -> Path:
+        return Path(self._place(name))
+
+    def _place(self, name: str) -> str:
         # Names come out of objects that anybody may have made; another form would lead out of the folder.
         if not isinstance(name, str) or not is_name(name):
             raise CorruptObject(f"{name!r:.80} is not the name of an object")
-        return self._root / name[:2] / name
-
-    def _locate(self, name: str) -> Path:
-        return self._staged[name] if name in self._staged else self._path(name)
+        # No Path: opening a memory asks for a hundred objects, and making their Paths would take half of the time.
+        return f"{self._root}/{name[:2]}/{name}"
 
 
 def _missing(name: str) -> MissingObject:

@@ -11,8 +11,11 @@ import numpy as np
 from megacontext.core.node import BLOCK
 from megacontext.errors import MegaContextError, StorageError
 from megacontext.storage.commit import Commit, load_commit, load_documents, load_layer, load_tokens
+from megacontext.storage.dead import DEAD, load_dead
 from megacontext.storage.documents import PAGE_RECORDS, load_page
 from megacontext.storage.gists import GISTS, GistTree, inner_levels, nodes
+from megacontext.storage.labels import KIND as LABELS
+from megacontext.storage.labels import load_labels
 from megacontext.storage.merkle import ARITY, KIND, MerkleList, child, get
 from megacontext.storage.objects import ObjectReader
 from megacontext.storage.segment import PAGE_BLOCKS, SPANS, TOKENS, Strand, TokenTree
@@ -90,18 +93,41 @@ class Walk:
             blocks = commit.blocks
             self._strand(documents.spans, f"text positions of {of}", self._span_piece, blocks, blocks, None)
             self._records(documents.records, documents.count, of)
+        self._ranges(commit.dead, DEAD, f"which blocks of {of} are dead", load_dead, commit.blocks)
+        self._labels(commit.labels, commit, of)
         for fingerprint, root in sorted(commit.layers.items()):
             layer = self._load(root, GistTree.KIND, f"gists of {fingerprint} in {of}; re-gist them", load_layer)
             if layer is not None:
                 self._layer(layer, fingerprint, commit, of)
 
+    def _ranges(self, name: str, kind: str, lost: str, load: Callable[[ObjectReader, str], Any], blocks: int) -> None:
+        """An object with ranges of blocks, of a timeline of so many."""
+
+        def check(reader: ObjectReader, each: str) -> None:
+            _expect(all(stop <= blocks for _, stop in load(reader, each)), f"it has ranges behind its {blocks} blocks")
+
+        if name:
+            self._load(name, kind, lost, check)
+
+    def _labels(self, name: str, commit: Commit, of: str) -> None:
+        """A commit's labels, and those that they were made from."""
+        while name:
+            labels = self._load(name, LABELS, f"who may see what of {of}", load_labels)
+            if labels is None:
+                return
+            held = [span for spans in labels.ranges.values() for span in spans]
+            if any(stop > commit.blocks for _, stop in held) or any(at >= commit.document_count for at in labels.documents):
+                self.wrong(name, LABELS, f"it labels more than {of} holds")
+            name = labels.before
+
     def _layer(self, layer: GistTree, fingerprint: str, commit: Commit, of: str) -> None:
         if layer.spec.fingerprint != fingerprint or layer.blocks > commit.blocks:
             self.wrong(commit.layers[fingerprint], GistTree.KIND, "it does not fit its commit")
+        self._ranges(layer.dead, DEAD, f"which blocks gists of {fingerprint} leave out", load_dead, commit.blocks)
         try:
-            segments = load_tokens(self._reader, commit).strand.segments
+            segments, dead = load_tokens(self._reader, commit).strand.segments, load_dead(self._reader, layer.dead)
         except (MegaContextError, KeyError, TypeError):
-            return  # reported as the token tree's damage
+            return  # reported as damage of what cannot be read
 
         def piece(name: str, start: int, stop: int) -> None:
             arrays, metadata = self._reader.tensors(name, GISTS)
@@ -110,6 +136,7 @@ class Walk:
                 rows = arrays.get(f"lod{lod}", np.empty((0, *layer.spec.shape), np.float16))
                 _expect(rows.shape == expected, f"level {lod} has {rows.shape}, not {expected}")
             _expect(metadata["gistnet"] == fingerprint, "it was made by another GistNet")
+            _expect(metadata["dead"] == dead.mask_name(start, stop), "it was made when other blocks were dead")
             if stop - start == self._segment:
                 tokens = get(self._reader, segments, start // self._segment)
                 _expect(metadata["tokens"] == tokens, f"it belongs to tokens {metadata['tokens']}, not {tokens}")
