@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from megacontext.cli import output
+from megacontext.cli.layers import tell_behind
 from megacontext.cli.progress import ingest_progress
 from megacontext.cli.text import STDIN
 from megacontext.cli.verb import Call, Model
@@ -48,7 +49,7 @@ def add(
             name=name,
             tags=tag or (),
             message=message,
-            author=_author(),
+            author=author(),
             listener=listener,
         )
     skipped = [*absent, *({"uri": each.uri, "reason": each.reason} for each in receipt.skipped)]
@@ -57,7 +58,10 @@ def add(
         raise InvalidInput(f"nothing could be added: {reasons or _listing(there) + ' holds no files'}")
     if not call.json:
         _print_skipped(skipped)
-    call.show(_facts(receipt, skipped), lambda: _print(receipt))
+    behind = [layer for layer in memory.layers() if not layer.current]
+    tell_behind(behind)
+    value = {**_facts(receipt, skipped), "layers_behind": [layer.to_json() for layer in behind]}
+    call.show(value, lambda: _print(receipt))
 
 
 def _facts(receipt: Receipt, skipped: list[dict[str, str]]) -> dict[str, Any]:
@@ -65,6 +69,7 @@ def _facts(receipt: Receipt, skipped: list[dict[str, str]]) -> dict[str, Any]:
         "documents": receipt.documents,
         "tokens": receipt.tokens,
         "blocks": receipt.blocks,
+        "reused": receipt.reused,
         "commit": receipt.commit,
         "seconds": round(receipt.seconds, 3),
         "tokens_per_second": round(_speed(receipt)),
@@ -83,6 +88,7 @@ def _print(receipt: Receipt) -> None:
         ("documents", new),
         ("unchanged", f"{len(receipt.unchanged):,}" if receipt.unchanged else ""),
         ("tokens", f"{receipt.tokens:,} in {receipt.blocks:,} blocks"),
+        ("reused", f"{receipt.reused:,} blocks that were there before" if receipt.reused else ""),
         ("commit", output.short(receipt.commit)),
         ("time", f"{receipt.seconds:.1f} s, {_speed(receipt):,.0f} tokens/s"),
     ]
@@ -105,7 +111,7 @@ def _speed(receipt: Receipt) -> float:
     return receipt.tokens / max(receipt.seconds, 1e-9)
 
 
-def _author() -> str:
+def author() -> str:
     """Who writes: $MEGACONTEXT_AUTHOR, else the login name, if there is one."""
     try:
         return os.environ.get("MEGACONTEXT_AUTHOR") or getpass.getuser()

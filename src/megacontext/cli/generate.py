@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from megacontext.cli import output
+from megacontext.cli.layers import tell_behind
 from megacontext.cli.sessions import Budget, Focus, Policy, opened, window_facts
 from megacontext.cli.text import given_text
 from megacontext.cli.verb import Call, Model
@@ -62,6 +63,8 @@ def generate(
         answer = _written(live, text, max_new_tokens, sampling, call)
         seconds = time.perf_counter() - started
         commit = live.commit("generate") if session is not None else None
+        if commit is not None:
+            tell_behind(memory.layers(live.branch))
         value: dict[str, Any] = {
             "text": answer,
             "tokens": count.tokens,

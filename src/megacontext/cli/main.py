@@ -23,6 +23,8 @@ from megacontext.cli.fsck import fsck
 from megacontext.cli.generate import generate
 from megacontext.cli.init import init
 from megacontext.cli.log import log
+from megacontext.cli.regist import regist
+from megacontext.cli.rm import rm
 from megacontext.cli.search import search
 from megacontext.cli.show import show
 from megacontext.cli.status import status
@@ -148,6 +150,7 @@ def _options(
 
 verb(app, "init", "megacontext init", "megacontext -C project.mc init --model HuggingFaceTB/SmolLM3-3B")(init)
 verb(app, "add", "megacontext add src/ README.md --tag code", "git log | megacontext add - --name history")(add)
+verb(app, "rm", "megacontext rm src/old.py", "megacontext rm 'docs/*' --dry-run")(rm)
 verb(app, "status", "megacontext status", "megacontext -C project.mc status --json")(status)
 verb(app, "log", "megacontext log -n 5", "megacontext log sessions/draft")(log)
 verb(
@@ -168,6 +171,7 @@ verb(
 )(generate)
 verb(app, "branch", "megacontext branch", "megacontext branch experiment", "megacontext branch -d experiment")(branch)
 verb(app, "checkout", "megacontext checkout experiment")(checkout)
+verb(app, "regist", "megacontext regist --model runs/better", "megacontext regist --remove 3fa9")(regist)
 verb(app, "fsck", "megacontext fsck")(fsck)
 verb(app, "env", "megacontext env")(env)
 app.add_typer(train, name="train")

@@ -58,3 +58,41 @@ class _IngestBar:
         # Standard input has a size only once it has been read.
         total = max(self._size, self._done) or None
         self._progress.update(self._task, total=total, completed=self._done + part, tokens=self._tokens)
+
+
+@contextmanager
+def regist_progress() -> Iterator[Listener]:
+    """A listener that draws how many blocks have gists, how fast that goes and how long it will take."""
+    from megacontext.engine.events import nobody
+
+    if not sys.stderr.isatty():
+        yield nobody
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("blocks, {task.fields[settled]:,} settled"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=output.stderr(), transient=True) as progress:
+        yield _RegistBar(progress)
+
+
+class _RegistBar:
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._task = progress.add_task("gists", total=None, settled=0)
+
+    def __call__(self, event: Event) -> None:
+        from megacontext.engine.events import BlocksRegisted, Committed, RegistStarted
+
+        if isinstance(event, RegistStarted):
+            self._progress.update(self._task, total=event.blocks, completed=event.covered, settled=event.covered)
+        elif isinstance(event, BlocksRegisted):
+            self._progress.update(self._task, completed=event.covered)
+        elif isinstance(event, Committed):
+            self._progress.update(self._task, settled=event.blocks)

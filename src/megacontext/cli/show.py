@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from megacontext.cli import output
+from megacontext.cli.layers import coverage
 from megacontext.cli.log import commit_facts, local_time
 from megacontext.cli.text import beginning
 from megacontext.cli.verb import Call
@@ -42,7 +43,7 @@ def show(
         _show_node(call, memory, memory.snapshot(at), int(match[1]), int(match[2]))
         return
     snapshot = memory.snapshot(at)
-    document = next((each for each in reversed(list(snapshot.documents)) if each.source == what), None)
+    document = next((each for each in snapshot.documents.live() if each.source == what), None)
     if document is None and (name := _commit_name(memory, what)) is not None:
         _show_commit(call, memory, name)
         return
@@ -66,7 +67,7 @@ def _find(memory: Memory, snapshot: Snapshot, what: str) -> DocumentRecord:
 
 
 def _show_commit(call: Call, memory: Memory, name: str) -> None:
-    commit = memory.repository.commit(name)
+    commit, layers = memory.repository.commit(name), memory.layers(name)
     rows = [
         ("commit", name),
         ("parents", ", ".join(output.short(each) for each in commit.parents) or "none"),
@@ -75,9 +76,9 @@ def _show_commit(call: Call, memory: Memory, name: str) -> None:
         ("message", commit.message),
         ("documents", f"{commit.document_count:,}"),
         ("blocks", f"{commit.blocks:,}"),
-        ("layers", ", ".join(output.short(each) for each in commit.layers) or "none"),
+        ("layers", "\n           ".join(map(coverage, layers)) or "none"),
     ]
-    value = {"kind": "commit", **commit_facts(name, commit), "layers": list(commit.layers)}
+    value = {"kind": "commit", **commit_facts(name, commit), "layers": [each.to_json() for each in layers]}
     call.show(value, lambda: output.facts(rows))
 
 
@@ -92,7 +93,7 @@ def _show_node(call: Call, memory: Memory, snapshot: Snapshot, lod: int, index: 
         ("node", f"LOD{lod} #{index}" if lod else f"raw block #{index}"),
         ("tokens", f"{facts['start']:,}..{facts['stop'] - 1:,} ({facts['real_tokens']:,} real)"),
         ("sources", "\n         ".join(_place(each) for each in facts["sources"])),
-        ("gist", ", ".join(f"norm {norm:.3f}" for norm in facts["gist_norms"]) or "none"),
+        ("gist", "\n        ".join(map(_gist, facts["gists"])) or "none"),
         ("text", beginning(facts["text"], 200)),
     ]
     if facts["more_sources"]:
@@ -127,20 +128,26 @@ def node_facts(memory: Memory, snapshot: Snapshot, lod: int, index: int) -> dict
         "real_tokens": int(snapshot.fill_at(blocks).sum(dtype=np.int64)),
         "sources": [{"source": source, "line": line} for source, line in zip(sources, lines, strict=True)],
         "more_sources": max(0, len(ordinals) - _SOURCES),
-        "gist_norms": _norms(snapshot, lod, index),
+        "gists": _gists(snapshot, lod, index),
         "text": memory.text_of_blocks(snapshot, start, min(stop, start + 4)),
     }
 
 
-def _norms(snapshot: Snapshot, lod: int, index: int) -> list[float]:
-    """The length of each gist vector of a node; none for a raw block, or where no single layer covers it."""
+def _gists(snapshot: Snapshot, lod: int, index: int) -> list[dict[str, Any]]:
+    """The length of each gist vector of a node, for each layer that covers it; none for a raw block."""
     import numpy as np
 
-    if lod == 0 or len(snapshot.layers) != 1:
-        return []
-    gists = snapshot.gists(lod, index, index + 1)[0].astype(np.float32)
-    norms: list[float] = np.linalg.norm(gists, axis=-1).tolist()
-    return norms
+    found = []
+    for name in sorted(snapshot.layers) if lod else ():
+        layer = snapshot.layer(name)
+        if index < layer.count(lod):
+            vectors = layer.gists(lod, index, index + 1)[0].astype(np.float32)
+            found.append({"layer": name, "norms": np.linalg.norm(vectors, axis=-1).tolist()})
+    return found
+
+
+def _gist(each: dict[str, Any]) -> str:
+    return f"of {output.short(each['layer'])}: " + ", ".join(f"norm {norm:.3f}" for norm in each["norms"])
 
 
 def _place(each: dict[str, Any]) -> str:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from megacontext.cli import output
+from megacontext.cli.layers import coverage
 from megacontext.cli.verb import Call
 
 if TYPE_CHECKING:
-    from megacontext.engine.memory import Status
+    from megacontext.engine.status import Status
 
 
 def status(call: Call) -> None:
@@ -23,14 +24,14 @@ def status(call: Call) -> None:
 
 def _print(now: Status) -> None:
     levels = ", ".join(f"{count:,} LOD{lod}" for lod, count in now.levels.items() if lod) or "none yet"
-    gists = ", ".join(f"{output.short(name)} over {blocks:,} blocks" for name, blocks in now.layers.items()) or "none"
+    gists = "\n           ".join(map(coverage, now.layers)) or "none"
     output.facts(
         [
             ("memory", now.path),
             ("model", now.model),
             ("branch", f"{now.branch} at {output.short(now.commit)}"),
             ("documents", f"{now.documents:,}"),
-            ("tokens", f"{now.tokens:,} in {now.blocks:,} blocks"),
+            ("tokens", f"{now.tokens:,} in {now.blocks - now.dead:,} blocks" + (f", {now.dead:,} dead" if now.dead else "")),
             ("levels", levels),
             ("gists", gists),
         ]

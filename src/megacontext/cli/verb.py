@@ -26,7 +26,7 @@ Model = Annotated[
     typer.Option(
         metavar="MODEL",
         help="Use this model instead of the one that the memory was made for: 'bundled', a folder, or a hub id. "
-        "Its tokenizer, and GistNet if it has one, must be the same.",
+        "Its tokenizer must be the same; the gists of another GistNet are laid by megacontext regist.",
     ),
 ]
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from megacontext.core import Edit
     from megacontext.engine.focus import Refocus
+    from megacontext.engine.status import LayerStatus
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +90,32 @@ class Committed(Event):
 
     commit: str
     blocks: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class RegistStarted(Event):
+    """A gist layer that covers `covered` blocks is to cover all `blocks` of a branch."""
+
+    fingerprint: str
+    covered: int
+    blocks: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlocksRegisted(Event):
+    """The gists of `blocks` more blocks are made: `covered` of `total`."""
+
+    blocks: int
+    covered: int
+    total: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayersLeftBehind(Event):
+    """The branch is written with one GistNet, and these layers of others do not grow along: `megacontext regist`, with their
+    models, brings them up to date."""
+
+    layers: tuple[LayerStatus, ...]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,7 @@ loaded when something has to be encoded or read by them.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -16,44 +16,32 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from megacontext.core import BLOCK
-from megacontext.engine.events import IngestStarted, Listener, nobody
+from megacontext.engine.events import IngestStarted, LayersLeftBehind, Listener, nobody
+from megacontext.engine.history import live_record, text_difference
+from megacontext.engine.label import Labelling
+from megacontext.engine.status import LayerStatus, Status, layers_of, status_of
 from megacontext.errors import ConfigError, ModelMismatch, UnknownReference
 from megacontext.index.fulltext import FullTextIndex
-from megacontext.storage import Commit, DocumentRecord, Repository, Snapshot
+from megacontext.storage import DocumentRecord, Repository, Snapshot
 from megacontext.storage import Report as FsckReport
+from megacontext.storage.labels import checked_names
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
     from megacontext.engine.bundle import Bundle
     from megacontext.engine.ingest import Receipt
+    from megacontext.engine.merge import Merged
+    from megacontext.engine.merge_plan import Choice
     from megacontext.engine.policies import FocusPolicy
+    from megacontext.engine.regist import RegistReceipt
+    from megacontext.engine.remove import Removal
     from megacontext.engine.session import Session, SessionConfig
     from megacontext.engine.sources import Skipped, Source
     from megacontext.models.positions import PositionStrategy
 
 PolicyName = Literal["auto", "lens", "recency", "random", "retrieval"]
 SESSIONS = "sessions/"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Status:
-    """``levels`` maps each LOD to its complete nodes; ``layers`` gist fingerprints to blocks covered."""
-
-    path: str
-    branch: str
-    commit: str
-    documents: int
-    tokens: int
-    blocks: int
-    levels: dict[int, int]
-    layers: dict[str, int]
-    model: str
-
-    def to_json(self) -> dict[str, Any]:
-        """The same as plain data."""
-        levels = {str(lod): count for lod, count in self.levels.items()}
-        return {**self.__dict__, "levels": levels}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,20 +59,11 @@ class Hit:
         return dict(self.__dict__)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Difference:
-    """Documents (by source) that differ between two states."""
-
-    added: tuple[str, ...]
-    removed: tuple[str, ...]
-    changed: tuple[str, ...]
-
-
-class Memory:
+class Memory(Labelling):
     """Get one from ``megacontext.open`` or ``megacontext.init``."""
 
     def __init__(self, repository: Repository, bundle: Bundle | None = None, model: str | None = None) -> None:
-        self.repository = repository
+        super().__init__(repository)
         self.model = model or repository.info.model
         self._given = bundle
 
@@ -106,13 +85,14 @@ class Memory:
         return cls(repository, bundle)
 
     @classmethod
-    def open(cls, path: str | Path, *, model: str | Path | None = None) -> Memory:
-        """Open a memory; ``model`` replaces the one that it was made for, if their tokenizers agree."""
-        return cls(Repository.open(path), model=str(model) if model is not None else None)
+    def open(cls, path: str | Path, *, model: str | Path | None = None, deny: Sequence[str] = ()) -> Memory:
+        """Open a memory; ``model`` replaces the one that it was made for, if their tokenizers agree. Nothing that carries one
+        of the labels in ``deny`` can be had from it, and only sessions can be written."""
+        return cls(Repository.open(path, deny=deny), model=str(model) if model is not None else None)
 
     @cached_property
-    def bundle(self) -> Bundle:
-        """The models; loaded on first use. ModelMismatch where they do not belong to this memory."""
+    def models(self) -> Bundle:
+        """The models, whether or not their gists cover the memory. ModelMismatch for another tokenizer."""
         from megacontext.engine.bundle import load_bundle
 
         bundle = self._given or load_bundle(self.model)
@@ -121,54 +101,46 @@ class Memory:
             raise ModelMismatch(
                 f"this memory's tokens were made by another tokenizer ({expected[:12]}, not {found[:12]} of "
                 f"{self.model}): open it with the model it was made for ({self.repository.info.model}), or make a "
-                "new memory for this model with megacontext init"
+                "memory of the same texts for this model with megacontext convert"
             )
-        self._check_layer(bundle)
         return bundle
 
-    def _check_layer(self, bundle: Bundle) -> None:
-        snapshot = self.snapshot()
-        mine = bundle.gists.fingerprint if bundle.gists is not None else None
-        if not snapshot.blocks or (not snapshot.layers and mine is None):
-            return
-        if mine is None or snapshot.layers.get(mine, 0) < snapshot.blocks:
-            known = ", ".join(name[:12] for name in snapshot.layers) or "none"
-            raise ModelMismatch(
-                f"the gists of this memory were made by another GistNet ({known}, not {mine[:12] if mine else 'none'}): "
-                f"open it with the model it was made for ({self.repository.info.model})"
-            )
+    @cached_property
+    def bundle(self) -> Bundle:
+        """The models; loaded on first use. ModelMismatch where they do not belong to this memory, LayerBehind where their
+        gists do not cover the current branch."""
+        from megacontext.engine.regist import check_layer
+
+        check_layer(self.snapshot(), self.models.gists, self.model)
+        return self.models
 
     # -- reading --------------------------------------------------------------------------------
 
-    def snapshot(self, reference: str | None = None) -> Snapshot:
-        """An immutable view of a branch (default: the current one), tag or commit."""
-        return self.repository.snapshot(reference)
-
     def status(self) -> Status:
         """What the current branch holds."""
-        snapshot = self.snapshot()
-        return Status(
-            path=str(self.repository.root),
-            branch=self.repository.head,
-            commit=snapshot.commit_name,
-            documents=len(snapshot.documents),
-            tokens=sum(document.tokens for document in snapshot.documents),
-            blocks=snapshot.blocks,
-            levels={0: snapshot.cursor} | _levels(snapshot.blocks),
-            layers=dict(snapshot.layers),
-            model=self.model,
-        )
+        return status_of(self.repository, self.model)
 
-    def log(self, reference: str | None = None) -> Iterator[tuple[str, Commit]]:
-        """Names and commits, newest first."""
-        return self.repository.history(reference)
+    def layers(self, reference: str | None = None) -> tuple[LayerStatus, ...]:
+        """The gist layers of a branch (default: the current one), tag or commit, and how much of it they cover."""
+        return layers_of(self.snapshot(reference))
 
     def text(self, document: DocumentRecord, snapshot: Snapshot | None = None) -> str:
-        """The text of a document: decoded from its tokens, or its source's bytes where decoding does not give them back."""
-        if document.original:
-            return self.repository.read_object(document.original).decode("utf-8")
+        """The text of a document: decoded from its tokens, or its source's bytes where decoding does not give them back. What
+        this reader is denied of it is left out."""
         view = snapshot or self.snapshot()
-        return self.text_of_blocks(view, document.start_block, document.start_block + document.blocks)
+        if document.original and (original := view.original(document)) is not None:
+            return original.decode("utf-8")
+        return " […] ".join(self.text_of_blocks(view, *run) for run in view.allowed(*document.span))
+
+    def text_diff(self, document: str, a: str | None = None, b: str | None = None) -> str:
+        """How a document's text differs between two states (see ``diff``), as a unified diff; '' where it does not."""
+        left, right = self.sides(a, b)
+        try:
+            source = self.find_document(document, right).source
+        except UnknownReference:
+            source = self.find_document(document, left).source
+        old, new = (self.text(record, side) if (record := live_record(side, source)) else None for side in (left, right))
+        return text_difference(source, old, new, (a or left.commit_name[:12], b or right.commit_name[:12]))
 
     def text_of_blocks(self, snapshot: Snapshot, start: int, stop: int) -> str:
         """The text of blocks ``start:stop``, filling left out; the unfinished block follows its document."""
@@ -187,16 +159,18 @@ class Memory:
         return light_tokenizer(self.repository.root / "tokenizer", self.repository.info.tokenizer_files)
 
     def find_document(self, source: str, snapshot: Snapshot | None = None) -> DocumentRecord:
-        """The newest version of the document with this source (or the only one that ends like it)."""
-        documents = list((snapshot or self.snapshot()).documents)
+        """The live document with this source (or the only one that ends like it), in its newest version."""
+        view = snapshot or self.snapshot()
+        documents = list(view.documents.live())
         exact = [d for d in documents if d.source == source]
-        loose = exact or [d for d in documents if d.source.endswith(source)]
-        if not loose or len({d.source for d in loose}) > 1:
-            some = ", ".join(d.source for d in (loose or documents)[:5]) or "none"
-            raise UnknownReference(
-                f"{'several documents end' if loose else 'no document ends'} with {source!r}; there are: {some}"
-            )
-        return loose[-1]
+        found = exact or [d for d in documents if d.source.endswith(source)]
+        if len(found) == 1:
+            return found[0]
+        some = ", ".join(d.source for d in (found or documents)[:5]) or "none"
+        what = f"{'several documents end' if found else 'no document ends'} with {source!r}; there are: {some}"
+        if not found and any(d.source.endswith(source) for d in view.documents):
+            what += " (one was removed: older commits, which megacontext log lists, still have it)"
+        raise UnknownReference(what)
 
     def search(self, query: str, limit: int = 10, reference: str | None = None) -> list[Hit]:
         """The blocks that match ``query`` best (BM25 over tokens), best first."""
@@ -225,15 +199,6 @@ class Memory:
         """Tokens that mean nothing to a search: end of text, padding and the like."""
         return [id for id, token in self.tokenizer.get_added_tokens_decoder().items() if token.special]
 
-    def diff(self, a: str, b: str | None = None) -> Difference:
-        """Documents that differ between two references (default of ``b``: the current branch)."""
-        old, new = _newest(self.snapshot(a)), _newest(self.snapshot(b))
-        return Difference(
-            added=tuple(sorted(new.keys() - old.keys())),
-            removed=tuple(sorted(old.keys() - new.keys())),
-            changed=tuple(sorted(s for s in new.keys() & old.keys() if new[s] != old[s])),
-        )
-
     def fsck(self) -> FsckReport:
         """Recompute every hash and checksum."""
         return self.repository.fsck()
@@ -246,6 +211,7 @@ class Memory:
         text: str | None = None,
         name: str | None = None,
         tags: Sequence[str] = (),
+        labels: Sequence[str] = (),
         message: str = "",
         author: str = "",
         listener: Listener = nobody,
@@ -254,8 +220,10 @@ class Memory:
 
         ``name`` is what ``text`` or standard input is called (``text:<name>``). What is unreadable or binary is
         skipped and reported. Interrupted, it goes on where it was when it is called again with the same sources.
+        ``labels`` are put on all of them, on those that are there already, too; see ``label``.
         """
         from megacontext.engine.ingest import ingest
+        from megacontext.engine.regist import left_behind
         from megacontext.engine.sources import STDIN, Text, find_sources
 
         if not sources and text is None:
@@ -267,13 +235,72 @@ class Memory:
             raise ConfigError("a name is for text= or standard input; files and folders have names of their own")
         found = find_sources(inputs, tags=tags)
         listener(IngestStarted(sources=len(found), size=found.size))
-        named = (_renamed(source, name) for source in found) if name is not None else found
+        named = (_named(source, name, checked_names(labels)) for source in found)
         bundle = self.bundle
-        return ingest(self.repository, bundle.base, bundle.gists, named, message=message, author=author, listener=listener)
+        receipt = ingest(self.repository, bundle.base, bundle.gists, named, message=message, author=author, listener=listener)
+        for source in receipt.unchanged if labels else ():
+            self.label(source, add=labels, message=message, author=author)
+        if behind := left_behind(self.snapshot(), bundle.gists):
+            listener(LayersLeftBehind(layers=behind))
+        return receipt
 
-    def branch(self, name: str, at: str | None = None) -> str:
-        """Create a branch; returns the commit it starts from."""
-        return self.repository.create_branch(name, at)
+    def remove(self, *documents: str, message: str = "", author: str = "", dry_run: bool = False) -> Removal:
+        """Take live documents out: those with these sources, or the ends of them, or patterns with ``*`` and ``?``.
+
+        Older commits still have them. A dry run only tells what fits. UnknownReference, with nothing removed, where one of
+        them fits no document.
+        """
+        from megacontext.engine.remove import remove, would_remove
+
+        if not documents:
+            raise ConfigError("name the documents to remove")
+        if dry_run:
+            return would_remove(self.snapshot(), documents)
+        bundle = self.bundle
+        return remove(self.repository, bundle.base, bundle.gists, documents, message=message, author=author)
+
+    def regist(self, *, branch: str | None = None, author: str = "", listener: Listener = nobody) -> RegistReceipt:
+        """Lay the gists of this model's GistNet over a branch, or bring them up to date; no token is touched.
+
+        What is committed stays when it is interrupted, and the next call goes on behind it.
+        """
+        from megacontext.engine.regist import regist
+
+        models = self.models
+        if models.gists is None:
+            raise ConfigError(f"{self.model} has no GistNet: train one with megacontext train gist, or choose another model")
+        return regist(
+            self.repository, models.base, models.gists, branch=branch, model=self.model, author=author, listener=listener
+        )
+
+    def remove_layer(self, fingerprint: str, *, branch: str | None = None, author: str = "") -> tuple[str, str]:
+        """Drop the gists of a GistNet (the first digits of its fingerprint do) in a new commit; returns both names."""
+        from megacontext.engine.regist import remove_layer
+
+        return remove_layer(self.repository, fingerprint, branch=branch, author=author)
+
+    def merge(
+        self,
+        reference: str,
+        *,
+        choice: Choice | None = None,
+        branch: str | None = None,
+        message: str = "",
+        author: str = "",
+    ) -> Merged:
+        """Bring what a branch (a session's too), tag or commit changed since the two parted into a branch (default: the current
+        one), at once or not at all. ``choice`` (ours, theirs or both) decides about documents that both changed; without
+        one they raise MergeConflict and nothing is written."""
+        from megacontext.engine.merge import Merger
+
+        merger = Merger(self.repository, lambda: self.bundle)
+        return merger.merge(reference, choice=choice, branch=branch, message=message, author=author)
+
+    def revert(self, commit: str, *, branch: str | None = None, message: str = "", author: str = "") -> Merged:
+        """Undo what a commit did, as a new commit. MergeConflict, with nothing written, where it was changed again since."""
+        from megacontext.engine.merge import Merger
+
+        return Merger(self.repository, lambda: self.bundle).revert(commit, branch=branch, message=message, author=author)
 
     def session(
         self,
@@ -289,6 +316,7 @@ class Memory:
 
         ``budget`` is W_max in entries (default: 1,024 or what the base model can hold).
         """
+        from megacontext.engine.regist import check_layer
         from megacontext.engine.session import Session, SessionConfig
 
         bundle = self.bundle
@@ -298,7 +326,10 @@ class Memory:
         branch = SESSIONS + (name or secrets.token_hex(4))
         if branch not in self.repository.branches():
             self.repository.create_branch(branch)
-        writer = self.repository.writer(branch, layer=layer_spec(bundle))
+        check_layer(self.snapshot(branch), bundle.gists, self.model, branch)
+        if others := tuple(layer for layer in self.layers(branch) if layer.fingerprint != _fingerprint(bundle)):
+            listener(LayersLeftBehind(layers=others))
+        writer = self.repository.writer(branch, layer=layer_spec(bundle), appending=True)
         try:
             return Session(
                 writer,
@@ -353,23 +384,17 @@ def layer_spec(bundle: Bundle) -> Any:
     return LayerSpec(fingerprint=bundle.gists.fingerprint, vectors=bundle.gists.vectors, width=bundle.gists.width)
 
 
+def _fingerprint(bundle: Bundle) -> str:
+    return bundle.gists.fingerprint if bundle.gists is not None else ""
+
+
 def _lasting(model: str | Path) -> str:
     """A model's name that means the same from every working folder: a folder's by its whole path."""
     return str(Path(model).absolute()) if str(model) != "bundled" and Path(model).is_dir() else str(model)
 
 
-def _renamed(source: Source | Skipped, name: str) -> Source | Skipped:
-    """Standard input under a name of its own; everything else as it is."""
-    return replace(source, uri=f"text:{name}") if source.uri == "stdin:" else source
-
-
-def _levels(blocks: int) -> dict[int, int]:
-    levels, lod = {}, 1
-    while blocks:
-        levels[lod] = blocks
-        blocks, lod = blocks // BLOCK, lod + 1
-    return levels
-
-
-def _newest(snapshot: Snapshot) -> dict[str, str]:
-    return {document.source: document.text_hash for document in snapshot.documents}
+def _named(source: Source | Skipped, name: str | None, labels: tuple[str, ...]) -> Source | Skipped:
+    """Standard input under a name of its own, and texts with their labels."""
+    if name is not None and source.uri == "stdin:":
+        source = replace(source, uri=f"text:{name}")
+    return source if isinstance(source, Skipped) else replace(source, labels=labels)

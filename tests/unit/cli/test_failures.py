@@ -135,7 +135,7 @@ def test_nothing_to_continue(cli: Cli, bundle: Path) -> None:
 
 
 def test_the_wrong_model(cli: Cli, memory: Path, other_bundle: Path, plain_base: Path, tmp_path: Path) -> None:
-    check(cli("-C", memory, "generate", "x", "--model", other_bundle, "--json"), 4, "ModelMismatch", "another GistNet")
+    check(cli("-C", memory, "generate", "x", "--model", other_bundle, "--json"), 4, "LayerBehind", "megacontext regist")
     check(cli("-C", memory, "add", ".", "--model", plain_base, "--json"), 4, "ModelMismatch")
     check(cli("-C", memory, "generate", "x", "--model", tmp_path, "--json"), 4, "ModelNotFound")
     check(cli("init", "n.mc", "--model", "./absent", "--json"), 4, "ModelNotFound")

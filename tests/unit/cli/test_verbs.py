@@ -94,7 +94,8 @@ def test_show_commits_and_nodes(cli: Cli, memory: Path) -> None:
     assert cli("-C", memory, "show", commit["commit"][:10], "--json").json == commit
     node = cli("-C", memory, "show", "2:1", "--json").json
     assert (node["kind"], node["start"], node["stop"]) == ("node", 1024, 2048)
-    assert len(node["gist_norms"]) == 1 and node["gist_norms"][0] > 0
+    (gist,) = node["gists"]
+    assert len(gist["norms"]) == 1 and gist["norms"][0] > 0
     assert node["sources"][0]["line"] > 0
     assert cli("-C", memory, "show", "0:0", "--json").json["text"] == TEXTS["notes.md"][:32]
     assert "norm" in cli("-C", memory, "show", "1:0").out

@@ -1,0 +1,67 @@
+"""Several models over one memory, from the command line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from cli_kit import Cli
+
+
+def layers(cli: Cli, memory: Path) -> dict[str, tuple[int, int]]:
+    """Fingerprint → blocks covered and blocks behind."""
+    status = cli("-C", memory, "status", "--json").json
+    return {each["fingerprint"]: (each["blocks"], each["behind"]) for each in status["layers"]}
+
+
+def test_two_models_take_turns_over_one_memory(cli: Cli, memory: Path, other_bundle: Path) -> None:
+    (mine,) = layers(cli, memory)
+    refused = cli("-C", memory, "generate", "def alpha_1", "--model", other_bundle)
+    assert refused.code == 4 and f"megacontext regist --model {other_bundle}" in refused.err
+    done = cli("-C", memory, "regist", "--model", other_bundle, "--json")
+    value = done.json
+    assert done.code == 0 and value["made"] == value["blocks"] == cli("-C", memory, "status", "--json").json["blocks"]
+    assert layers(cli, memory) == {mine: (value["blocks"], 0), value["fingerprint"]: (value["blocks"], 0)}
+    assert cli("-C", memory, "generate", "def alpha_1", "--model", other_bundle, "--max-new-tokens", "3").code == 0
+    added = cli("-C", memory, "add", "-", "--model", other_bundle, stdin="more " * 100)
+    assert added.code == 0 and mine[:12] in added.err and "regist" in added.err
+    behind = layers(cli, memory)[mine][1]
+    assert behind > 0
+    shown = cli("-C", memory, "status").out
+    assert f"({behind} behind)" in shown and cli("-C", memory, "show", "main").out.count(" blocks") == 2
+    assert [each["behind"] for each in cli("-C", memory, "show", "main", "--json").json["layers"] if each["behind"]] == [behind]
+    assert cli("-C", memory, "generate", "x").code == 4
+    caught_up = cli("-C", memory, "regist")
+    assert caught_up.code == 0 and f"{behind} of them new" in caught_up.out and not caught_up.err
+    assert cli("-C", memory, "fsck").code == 0
+
+
+def test_a_kept_session_tells_which_gists_stay_behind(cli: Cli, memory: Path, other_bundle: Path) -> None:
+    cli("-C", memory, "regist", "--model", other_bundle)
+    told = cli("-C", memory, "generate", "x" * 100, "--session", "chat", "--max-new-tokens", "2")
+    assert told.code == 0 and "not up to date" in told.err and "regist" in told.err
+    assert cli("-C", memory, "regist", "--model", other_bundle, "--branch", "sessions/chat", "--json").json["made"] > 0
+    assert "not up to date" not in cli("-C", memory, "generate", "x", "--max-new-tokens", "2").err
+
+
+def test_a_layer_is_dropped_by_its_first_digits(cli: Cli, memory: Path, other_bundle: Path) -> None:
+    (mine,) = layers(cli, memory)
+    other = cli("-C", memory, "regist", "--model", other_bundle, "--json").json["fingerprint"]
+    gone = cli("-C", memory, "regist", "--remove", mine[:6], "--json").json
+    assert gone["removed"] == mine and list(layers(cli, memory)) == [other]
+    wrong = cli("-C", memory, "regist", "--remove", mine[:6])
+    assert wrong.code == 2 and other in wrong.err
+    assert cli("-C", memory, "regist", "--remove", other, "--model", other_bundle).code == 2
+
+
+def test_without_a_gistnet_there_is_nothing_to_lay(cli: Cli, memory: Path, plain_base: Path) -> None:
+    refused = cli("-C", memory, "regist", "--model", plain_base)
+    assert refused.code == 2 and "train gist" in refused.err
+
+
+@pytest.mark.parametrize("what", ["0:1", "1:0"])
+def test_a_node_has_the_gists_of_every_layer(cli: Cli, memory: Path, other_bundle: Path, what: str) -> None:
+    cli("-C", memory, "regist", "--model", other_bundle)
+    gists = cli("-C", memory, "show", what, "--json").json["gists"]
+    assert len(gists) == (2 if what == "1:0" else 0)
+    assert {each["layer"] for each in gists} <= set(layers(cli, memory))
