@@ -50,6 +50,14 @@ class BlockRanges:
         inside: BoolArray = (at >= 0) & (stop <= self.stops[at])
         return inside
 
+    def stop_of(self, blocks: IntArray) -> IntArray:
+        """For each block int64[k] that is held the stop of its range, else itself."""
+        if not self.starts.size:
+            return blocks
+        at = np.searchsorted(self.starts, blocks, side="right") - 1
+        held = (at >= 0) & (blocks < self.stops[at])
+        return np.where(held, self.stops[at], blocks)
+
     def touch(self, start: IntArray, stop: IntArray) -> BoolArray:
         """Whether any block of each (not empty) span ``[start, stop)`` is held, bool of the spans' shape."""
         if not self.starts.size:

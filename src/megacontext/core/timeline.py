@@ -116,6 +116,10 @@ class Timeline:
         block = np.arange(start, stop, dtype=np.int64)
         return block[~self._absent.cover(block, block + 1)]
 
+    def next_present(self, blocks: IntArray) -> IntArray:
+        """For each block int64[k] itself, or the first one behind it that is neither dead nor denied (maybe ``blocks``)."""
+        return self._absent.stop_of(blocks)
+
     def newest(self, count: int) -> IntArray:
         """The last ``count`` blocks that are neither dead nor denied (fewer where there are fewer), int64[k], ascending."""
         start, found = self.blocks, np.empty(0, np.int64)

@@ -6,10 +6,14 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from megacontext.core import Collapse, Decision, WorkingContext, describe
 from megacontext.engine.focus import Refocus
 from megacontext.storage import Snapshot
+
+IntArray = NDArray[np.int64]
+Ordinals = NDArray[np.uint32]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,10 +63,11 @@ def explain_edits(refocus: Refocus, limit: int | None = None) -> list[EditExplan
 def explain_entries(window: WorkingContext, snapshot: Snapshot, refocus: Refocus | None) -> list[EntryExplanation]:
     """One explanation an entry, in order. Scores and reasons are those of the last refocus."""
     scores, reasons = _last_words(window, refocus)
-    first = window.first_blocks
-    last = first + window.span_blocks - 1
-    documents = snapshot.documents_at(first).tolist()
-    until = snapshot.documents_at(np.minimum(last, snapshot.blocks - 1)).tolist()
+    # An entry is not wholly dead, so its first live block lies in it.
+    first = window.timeline.next_present(window.first_blocks)
+    last = np.minimum(window.first_blocks + window.span_blocks, snapshot.blocks) - 1
+    ordinals, until = snapshot.documents_at(first), snapshot.documents_at(last)
+    documents, counts = ordinals.tolist(), _live_between(snapshot, ordinals, until).tolist()
     lines = snapshot.spans_at(first)[1].tolist()
     result = []
     columns = (window.lod, window.index, window.starts, window.stops, window.costs)
@@ -78,11 +83,19 @@ def explain_entries(window: WorkingContext, snapshot: Snapshot, refocus: Refocus
                 score=scores.get((lod, index)),
                 source=snapshot.documents[documents[at]].source,
                 line=lines[at],
-                sources=until[at] - documents[at] + 1,
+                sources=counts[at],
                 why=_tail_or(reasons, window, at, lod, index),
             )
         )
     return result
+
+
+def _live_between(snapshot: Snapshot, first: Ordinals, last: Ordinals) -> IntArray:
+    """How many live documents there are from each ordinal of ``first`` [k] to that of ``last``, int64 [k]."""
+    if not snapshot.timeline().dead:
+        return last.astype(np.int64) - first + 1
+    live = np.array([record.ordinal for record in snapshot.documents.live()], np.int64)
+    return np.searchsorted(live, last, side="right") - np.searchsorted(live, first, side="left")
 
 
 def _last_words(

@@ -6,6 +6,7 @@ import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from typing import Any
 
 from megacontext.engine.gist_builder import GistBuilder
 from megacontext.errors import UnknownReference
@@ -23,6 +24,10 @@ class Removal:
     blocks: int
     commit: str
 
+    def to_json(self) -> dict[str, Any]:
+        """The same as plain data."""
+        return {**self.__dict__, "removed": list(self.removed)}
+
 
 def remove(
     repository: Repository,
@@ -39,6 +44,7 @@ def remove(
     Older commits still have them. ``base`` and ``encoder`` make the gists above them again; None where there are none.
     Raises UnknownReference, with nothing removed, where a pattern fits no document.
     """
+    matching(repository.snapshot(branch), patterns)
     builder = GistBuilder(base, encoder) if base is not None and encoder is not None else None
     with repository.writer(branch, layer=builder.spec if builder else None) as writer:
         records = matching(writer.snapshot(), patterns)
@@ -47,8 +53,17 @@ def remove(
         sources = tuple(record.source for record in records)
         few = ", ".join(sources[:3]) + (f" and {len(sources) - 3} more" if len(sources) > 3 else "")
         commit = writer.commit(message or f"Remove {few}", author)
+    return _removal(records, commit)
+
+
+def would_remove(snapshot: Snapshot, patterns: Sequence[str]) -> Removal:
+    """What ``remove`` would take out; ``commit`` is where the branch stays. Raises UnknownReference as it does."""
+    return _removal(matching(snapshot, patterns), snapshot.commit_name)
+
+
+def _removal(records: Sequence[DocumentRecord], commit: str) -> Removal:
     return Removal(
-        removed=sources,
+        removed=tuple(record.source for record in records),
         tokens=sum(record.tokens for record in records),
         blocks=sum(record.blocks for record in records),
         commit=commit,
@@ -83,5 +98,5 @@ def fits(source: str, pattern: str) -> bool:
     """Whether a pattern names a source: its last whole parts, or all of it with ``*`` and ``?``."""
     path = source.partition(":")[2]
     if any(mark in pattern for mark in "*?["):
-        return fnmatchcase(source, pattern) or fnmatchcase(path, pattern)
+        return any(fnmatchcase(*each) for each in ((source, pattern), (path, pattern), (path, "*/" + pattern)))
     return path == pattern or path.endswith("/" + pattern.lstrip("/"))
