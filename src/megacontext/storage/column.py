@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable
 
 import numpy as np
 
 from megacontext.errors import CorruptObject, UnknownReference
-from megacontext.storage.gather import LARGEST_ROW, address, gather
+from megacontext.storage.gather import LARGEST_ROW, gather, position, row_bytes
 from megacontext.storage.tensors import I64, Array
 
 # How many pieces a column remembers, as many as a reader keeps objects.
 REMEMBERED = 8192
-# The number of the tail among the pieces.
+# The number of the tail among the pieces, and the origin of a piece that was not fetched yet.
 _TAIL = -1
+_UNKNOWN = -(1 << 62)
 
 
 class Rows:
@@ -68,8 +70,8 @@ class Column:
         self._piece = piece
         self._tail_start = tail_start
         self._tail = tail
-        self._row = tail.itemsize * math.prod(tail.shape[1:])
-        self._pieces = _Pieces(-(-tail_start // piece), tail)
+        self._step = math.prod(tail.shape[1:])
+        self._pieces = self._none()
         self.count = tail_start + len(tail)
 
     def range(self, start: int, stop: int) -> Array:
@@ -98,12 +100,9 @@ class Column:
         if highest >= self.count and len(index):
             self._refuse(index)
         number = index // self._piece
-        offset = index - number * self._piece
         if highest >= self._tail_start:
-            in_tail = index >= self._tail_start
-            number[in_tail] = _TAIL
-            offset[in_tail] = index[in_tail] - self._tail_start
-        rows = self._gathered(number, offset)
+            number[index >= self._tail_start] = _TAIL
+        rows = self._gathered(number, index)
         rows.setflags(write=False)
         return rows
 
@@ -112,46 +111,57 @@ class Column:
         if len(outside):
             raise UnknownReference(f"no {self._name} {int(outside[0])}; there are {self.count}")
 
-    def _gathered(self, number: I64, offset: I64) -> Array:
-        """A copy of row `offset` of piece `number` for each of int64 [k] pairs."""
+    def _gathered(self, number: I64, index: I64) -> Array:
+        """Copies of the rows at int64 [k] indices, which lie in the pieces of these numbers."""
         pieces = self._known()
-        addresses = pieces.addresses[number]
-        if not addresses.all():
-            for missing in np.unique(number[addresses == 0]).tolist():
+        origins = pieces.origins.take(number)
+        if not pieces.complete and origins.min(initial=0) == _UNKNOWN:
+            for missing in np.unique(number[origins == _UNKNOWN]).tolist():
                 self._fetched(pieces, missing)
-            addresses = pieces.addresses[number]
-        if self._row <= LARGEST_ROW:
-            return gather(addresses + offset * self._row, self._tail)
-        parts = zip(number.tolist(), offset.tolist(), strict=True)
-        return np.stack([pieces.arrays[each][at] for each, at in parts]) if len(number) else self._tail[:0]
+            origins = pieces.origins.take(number)
+        if row_bytes(self._tail) <= LARGEST_ROW:
+            return gather(origins + index * self._step, self._tail)
+        parts = zip(number.tolist(), index.tolist(), strict=True)
+        rows = [pieces.arrays[each][at - (self._tail_start if each == _TAIL else each * self._piece)] for each, at in parts]
+        return np.stack(rows) if rows else self._tail[:0]
 
     def _known(self) -> _Pieces:
-        """The pieces seen so far; others begin anew where they have become many, as each may hold a file mapped."""
+        """The pieces seen so far; begun anew where they have become many, as each may hold a file mapped."""
         if len(self._pieces.arrays) > REMEMBERED:
-            self._pieces = _Pieces(len(self._pieces.addresses) - 1, self._tail)
+            self._pieces = self._none()
         return self._pieces
+
+    def _none(self) -> _Pieces:
+        pieces = _Pieces(-(-self._tail_start // self._piece))
+        pieces.add(_TAIL, np.ascontiguousarray(self._tail), self._tail_start * self._step)
+        return pieces
 
     def _fetched(self, pieces: _Pieces, number: int) -> Array:
         """A piece, remembered: the pieces of a column never change. Raises CorruptObject for one of another form."""
-        if number not in pieces.arrays:
+        if pieces.origins[number] == _UNKNOWN:
             array, due = self._fetch(number), min(self._piece, self._tail_start - number * self._piece)
             # Rows are gathered by address: there must be as many, and as large, as are counted on.
             if array.dtype != self._tail.dtype or array.shape[1:] != self._tail.shape[1:] or len(array) < due:
                 expected = f"{due} rows of {self._tail.shape[1:]} {self._tail.dtype}"
                 raise CorruptObject(f"piece {number} of {self._name} holds {array.shape} {array.dtype}, not {expected}")
-            pieces.add(number, array)
+            pieces.add(number, array, number * self._piece * self._step)
         return pieces.arrays[number]
 
 
 class _Pieces:
-    """Arrays by number, the tail among them, and their addresses, int64 [count + 1], 0 where one is not known yet."""
+    """Arrays by number, the tail among them, and int64 [count + 1] `origins`: the positions at which row 0 of the column
+    would lie, if all of it lay with that piece."""
 
-    def __init__(self, count: int, tail: Array) -> None:
+    def __init__(self, count: int) -> None:
         self.arrays: dict[int, Array] = {}
-        self.addresses: I64 = np.zeros(count + 1, np.int64)
-        self.add(_TAIL, np.ascontiguousarray(tail))
+        self.origins: I64 = np.full(count + 1, _UNKNOWN, np.int64)
+        self.complete = False
+        self._adding = threading.Lock()
 
-    def add(self, number: int, array: Array) -> None:
-        """Keeps an array alive, then tells where it lies: another thread may read at any moment."""
-        array = self.arrays.setdefault(number, array)
-        self.addresses[number] = address(array)
+    def add(self, number: int, array: Array, before: int) -> None:
+        """Keeps an array alive, `before` items of the column being in front of it; then tells where it lies: another
+        thread may read at any moment."""
+        with self._adding:
+            array = self.arrays.setdefault(number, array)
+            self.origins[number] = position(array) - before
+            self.complete = len(self.arrays) == len(self.origins)
