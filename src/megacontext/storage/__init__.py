@@ -4,6 +4,7 @@
 """
 
 from megacontext.storage.commit import Commit
+from megacontext.storage.compare import Change
 from megacontext.storage.documents import DocumentRecord, Documents
 from megacontext.storage.fsck import Report
 from megacontext.storage.gists import Layer, LayerSpec, NewGists
@@ -13,11 +14,13 @@ from megacontext.storage.objects import LocalObjectStore, ObjectReader, ObjectSt
 from megacontext.storage.patches import Patches
 from megacontext.storage.repository import Repository
 from megacontext.storage.snapshot import Snapshot
+from megacontext.storage.transaction import Transaction
 from megacontext.storage.walk import Finding
 from megacontext.storage.writer import BranchWriter, Resumed
 
 __all__ = [
     "BranchWriter",
+    "Change",
     "Commit",
     "DocumentRecord",
     "Documents",
@@ -35,4 +38,5 @@ __all__ = [
     "Repository",
     "Resumed",
     "Snapshot",
+    "Transaction",
 ]

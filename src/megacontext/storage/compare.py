@@ -183,16 +183,8 @@ def document_tokens(snapshot: Snapshot, record: DocumentRecord) -> U32:
 
 
 def last_records(snapshot: Snapshot, sources: Iterable[str]) -> dict[str, DocumentRecord]:
-    """The last record of each of these sources that has one. Looks from the newest backwards until all are found."""
-    missing, found = set(sources), {}
-    for ordinal in range(len(snapshot.documents) - 1, -1, -1):
-        if not missing:
-            break
-        record = snapshot.documents[ordinal]
-        if record.source in missing:
-            found[record.source] = record
-            missing.discard(record.source)
-    return found
+    """The last record of each of these sources that has one; see `ShownDocuments.last_of`."""
+    return snapshot.documents.last_of(sources)
 
 
 _NO_TOKENS = np.empty(0, np.uint32)
