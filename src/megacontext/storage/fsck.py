@@ -14,7 +14,7 @@ import numpy as np
 
 from megacontext.errors import CorruptObject, MegaContextError, MissingObject
 from megacontext.storage.info import MemoryInfo, damaged_files, read_info
-from megacontext.storage.journal import Frame, JournalContent, read_journal
+from megacontext.storage.journal import Frame, JournalContent, originals, read_journal
 from megacontext.storage.objects import LocalObjectStore, ObjectReader, ObjectStore
 from megacontext.storage.place import INFO, local_store
 from megacontext.storage.refs import BRANCHES, TAGS, Refs, quoted
@@ -198,6 +198,8 @@ class _Check:
             return
         if content and content.torn:
             self._notes.append(f"journal of {branch}: {content.torn} bytes of a write that was never acknowledged")
+        for name in originals(content.live(commit) or ()) if content else ():
+            walk.original(name, f"a document in the journal of {branch}")
         if walk.findings:
             return  # the damage that is known already would show again
         try:

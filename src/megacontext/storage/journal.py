@@ -98,6 +98,13 @@ class JournalContent:
         return None
 
 
+def originals(frames: Iterable[Frame]) -> Iterator[str]:
+    """The objects that records name: the originals of finished documents."""
+    for frame in frames:
+        if frame.kind == RecordKind.END and (name := frame.parse().metadata.get("original")):
+            yield name
+
+
 def unfinished(frames: Iterable[Frame]) -> list[Frame]:
     """The records of the one document at the end that is neither finished, dropped nor open."""
     rest: list[Frame] = []

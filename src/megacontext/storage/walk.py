@@ -58,6 +58,10 @@ class Walk:
                 self._commit(commit_name, commit)
                 todo.extend(commit.parents)
 
+    def original(self, name: str, source: str) -> None:
+        """The original of a document."""
+        self._load(name, "original", f"the original of {source}", lambda reader, each: reader.store.get(each))
+
     def wrong(self, name: str, kind: str, meaning: str) -> None:
         """Notes a finding; the first one about an object stands."""
         self.findings.setdefault(name, Finding(name, kind, meaning))
@@ -223,8 +227,7 @@ class Walk:
                 _expect(len(page) == size, f"it has {len(page)} documents, not {size}")
                 for record in page:
                     if record.original:
-                        lost = f"the original of {record.source}"
-                        self._load(record.original, "original", lost, lambda reader, name: reader.store.get(name))
+                        self.original(record.original, record.source)
 
             self._load(name, "documents", lost, load)
 
