@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 QUICK: dict[str, Any] = {"items": 8, "oracle_items": 2, "lod2_items": 4, "lod3_items": 0, "budgets": ("1/4",)}
 """What ``--quick`` sets: small enough for CI, too small to say anything about a model."""
 
-bench = typer.Typer(no_args_is_help=True, help="Measure quality, beside the controls that could expose a figure.")
+bench = typer.Typer(no_args_is_help=True, help="Measure quality and storage, beside the controls that could expose a figure.")
 
 
 @bench.command("quality", epilog="Example:\n\nmegacontext bench quality --json benchmarks/quality.json --items 300")
@@ -203,3 +203,4 @@ def environment() -> dict[str, Any]:
 
 # Measurements in files of their own register themselves.
 from megacontext.cli import bench_capacity as bench_capacity  # noqa: E402
+from megacontext.cli import bench_storage as bench_storage  # noqa: E402
