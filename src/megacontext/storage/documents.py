@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field
 
 from megacontext.errors import UnknownReference
 from megacontext.storage.hashing import Json, canonical
@@ -53,14 +53,15 @@ class DocumentRecord:
 
     def to_json(self) -> Json:
         """The record as a JSON object."""
-        return {**asdict(self), "tags": list(self.tags), "labels": list(self.labels)}
+        # Not `asdict`: it copies every value on its own and would take a quarter of the time of an ingest.
+        return {**vars(self), "tags": list(self.tags), "labels": list(self.labels)}
 
     @classmethod
     def from_json(cls, value: Json) -> DocumentRecord:
         """The inverse of `to_json`; raises TypeError or KeyError for another form."""
         # Format 1 knew no dead documents.
         value = {"removed": False, "replaces": -1, **value}
-        known = {each.name: value[each.name] for each in fields(cls)}
+        known = {name: value[name] for name in cls.__dataclass_fields__}
         known["tags"], known["labels"] = tuple(value["tags"]), tuple(value["labels"])
         return cls(**known)
 
