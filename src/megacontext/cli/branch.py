@@ -43,12 +43,23 @@ def branch(
 
 
 def checkout(
-    call: Call, name: Annotated[str, typer.Argument(metavar="NAME", help="The branch that commands work on from now on.")]
+    call: Call,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The branch that commands work on from now on.")],
+    at: Annotated[
+        str | None, typer.Argument(metavar="[REF]", help="With -b: where the branch starts. Without it: here.")
+    ] = None,
+    create: Annotated[bool, typer.Option("--create", "-b", help="Create the branch first.")] = False,
 ) -> None:
-    """Make another branch the current one."""
-    repository = call.memory().repository
-    repository.checkout(name)
-    commit = repository.refs.branch(name)
+    """Make another branch the current one.
+
+    Tags and old commits are read with --at; to go on from one, start a branch there: checkout -b NAME REF.
+    """
+    memory = call.memory()
+    if at is not None and not create:
+        raise InvalidInput(f"say checkout -b {name} {at} to start the branch {name} there")
+    if create:
+        memory.branch(name, at)
+    commit = memory.checkout(name)
     call.show({"current": name, "commit": commit}, lambda: output.line(f"on {name} at {output.short(commit)}"))
 
 

@@ -10,7 +10,16 @@ import os
 import traceback
 
 from megacontext.cli import output
-from megacontext.errors import IngestError, InvalidInput, MegaContextError, ModelError, StorageError, TrainingError
+from megacontext.errors import (
+    AccessDenied,
+    IngestError,
+    InvalidInput,
+    MegaContextError,
+    MergeConflict,
+    ModelError,
+    StorageError,
+    TrainingError,
+)
 
 FOUND = 1
 INPUT = 2
@@ -21,7 +30,9 @@ INTERRUPTED = 130
 PIPE = 141
 
 _CODES: tuple[tuple[type[BaseException], int], ...] = (
+    (MergeConflict, FOUND),
     (InvalidInput, INPUT),
+    (AccessDenied, INPUT),
     (IngestError, INPUT),
     (StorageError, STORAGE),
     (ModelError, MODEL),
@@ -44,17 +55,18 @@ def report(error: BaseException, *, as_json: bool) -> int:
     if code == PIPE:
         output.forget_stdout()
         return code
-    tell(_message(error, code), type(error).__name__, code, as_json=as_json)
+    details = {"sources": list(error.sources)} if isinstance(error, MergeConflict) else {}
+    tell(_message(error, code), type(error).__name__, code, as_json=as_json, **details)
     if os.environ.get("MEGACONTEXT_DEBUG", "0") not in ("", "0"):
         output.note("".join(traceback.format_exception(error)).rstrip())
     return code
 
 
-def tell(message: str, kind: str, code: int, *, as_json: bool) -> int:
-    """Say what went wrong, where it is not an exception of ours; returns `code`."""
+def tell(message: str, kind: str, code: int, *, as_json: bool, **details: list[str]) -> int:
+    """Say what went wrong, where it is not an exception of ours; returns `code`. `details` are for programs."""
     output.error(message)
     if as_json:
-        output.document({"error": {"type": kind, "message": message}})
+        output.document({"error": {"type": kind, "message": message, **details}})
     return code
 
 

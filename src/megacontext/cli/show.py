@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from megacontext.cli import output
+from megacontext.cli.changes import change_facts, change_lines, counted, print_lines
 from megacontext.cli.layers import coverage
 from megacontext.cli.log import commit_facts, local_time
 from megacontext.cli.text import beginning
@@ -34,9 +35,9 @@ def show(
     ],
     at: Annotated[str | None, typer.Option(metavar="REF", help="Look at the memory as of this branch, tag or commit.")] = None,
 ) -> None:
-    """Show a commit, the text of a document, or a node of the tree.
+    """Show a commit and what it changed, the text of a document, or a node of the tree.
 
-    A document's text comes back exactly as it was added.
+    A document's text comes back exactly as it was added; with --at, as it was then.
     """
     memory = call.memory()
     if match := _NODE.fullmatch(what):
@@ -78,8 +79,14 @@ def _show_commit(call: Call, memory: Memory, name: str) -> None:
         ("blocks", f"{commit.blocks:,}"),
         ("layers", "\n           ".join(map(coverage, layers)) or "none"),
     ]
-    value = {"kind": "commit", **commit_facts(name, commit), "layers": [each.to_json() for each in layers]}
-    call.show(value, lambda: output.facts(rows))
+    changes = change_facts(memory.changes(name))
+    value = {"kind": "commit", **commit_facts(name, commit), "layers": [each.to_json() for each in layers], **changes}
+
+    def human() -> None:
+        output.facts([*rows, ("changes", counted(changes))])
+        print_lines(change_lines(changes))
+
+    call.show(value, human)
 
 
 def _show_document(call: Call, memory: Memory, snapshot: Snapshot, record: DocumentRecord) -> None:
@@ -92,17 +99,19 @@ def _show_node(call: Call, memory: Memory, snapshot: Snapshot, lod: int, index: 
     rows = [
         ("node", f"LOD{lod} #{index}" if lod else f"raw block #{index}"),
         ("tokens", f"{facts['start']:,}..{facts['stop'] - 1:,} ({facts['real_tokens']:,} real)"),
+        ("dead", f"{facts['dead']:,} of {facts['blocks']:,} blocks: superseded or removed" if facts["dead"] else "none"),
         ("sources", "\n         ".join(_place(each) for each in facts["sources"])),
         ("gist", "\n        ".join(map(_gist, facts["gists"])) or "none"),
         ("text", beginning(facts["text"], 200)),
     ]
     if facts["more_sources"]:
-        rows.insert(3, ("", f"and {facts['more_sources']} more"))
+        rows.insert(4, ("", f"and {facts['more_sources']} more"))
     call.show({"kind": "node", **facts}, lambda: output.facts(rows))
 
 
 def node_facts(memory: Memory, snapshot: Snapshot, lod: int, index: int) -> dict[str, Any]:
-    """A complete node: span in tokens, documents that it touches, norm of each gist vector, the first block's text.
+    """A complete node: span in tokens, how many of its blocks are dead, documents that it touches, norm of each gist vector,
+    the first block's text.
 
     Raises UnknownReference for a node that is not complete.
     """
@@ -125,6 +134,8 @@ def node_facts(memory: Memory, snapshot: Snapshot, lod: int, index: int) -> dict
         "index": index,
         "start": start * BLOCK,
         "stop": stop * BLOCK,
+        "blocks": stop - start,
+        "dead": int(snapshot.timeline().dead_mask(np.zeros(len(blocks), np.int8), blocks).sum()),
         "real_tokens": int(snapshot.fill_at(blocks).sum(dtype=np.int64)),
         "sources": [{"source": source, "line": line} for source, line in zip(sources, lines, strict=True)],
         "more_sources": max(0, len(ordinals) - _SOURCES),

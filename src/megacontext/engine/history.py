@@ -50,6 +50,16 @@ class Difference:
     documents: tuple[DocumentDifference, ...]
 
     @property
+    def blocks_added(self) -> int:
+        """Blocks of documents that are only in the second state."""
+        return sum(each.blocks_added for each in self.documents)
+
+    @property
+    def blocks_removed(self) -> int:
+        """Blocks of documents that are only in the first state."""
+        return sum(each.blocks_removed for each in self.documents)
+
+    @property
     def added(self) -> tuple[str, ...]:
         """Sources that are only in the second state."""
         return tuple(each.source for each in self.documents if each.before is None)
