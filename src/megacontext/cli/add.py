@@ -26,6 +26,9 @@ def add(
     call: Call,
     paths: Annotated[list[str], typer.Argument(metavar="PATH...", help="Files and folders; '-' is standard input.")],
     tag: Annotated[list[str] | None, typer.Option(metavar="TAG", help="Tag the documents; may be repeated.")] = None,
+    label: Annotated[
+        list[str] | None, typer.Option(metavar="LABEL", help="Label the documents, see megacontext label; may be repeated.")
+    ] = None,
     message: Annotated[str, typer.Option("--message", "-m", metavar="TEXT", help="What to write into the log.")] = "",
     name: Annotated[
         str | None, typer.Option(metavar="NAME", help="What standard input is called: it becomes text:NAME.")
@@ -48,6 +51,7 @@ def add(
             *(Path(path) if path != STDIN else path for path in there),
             name=name,
             tags=tag or (),
+            labels=label or (),
             message=message,
             author=author(),
             listener=listener,

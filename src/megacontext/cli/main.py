@@ -16,18 +16,22 @@ from megacontext import __version__
 from megacontext.cli import failures, output, place
 from megacontext.cli.add import add
 from megacontext.cli.branch import branch, checkout
+from megacontext.cli.diff import diff
 from megacontext.cli.env import env
 from megacontext.cli.explain import explain
 from megacontext.cli.focus import focus
 from megacontext.cli.fsck import fsck
 from megacontext.cli.generate import generate
 from megacontext.cli.init import init
+from megacontext.cli.label import label
 from megacontext.cli.log import log
+from megacontext.cli.merge import merge, revert
 from megacontext.cli.regist import regist
 from megacontext.cli.rm import rm
 from megacontext.cli.search import search
 from megacontext.cli.show import show
 from megacontext.cli.status import status
+from megacontext.cli.tag import tag
 from megacontext.cli.train import train
 from megacontext.cli.verb import paragraphs, verb
 
@@ -141,18 +145,35 @@ def _options(
     directory: Annotated[
         Path | None, typer.Option("-C", metavar="DIR", help=f"{place.RULE} May also follow the command.")
     ] = None,
+    deny: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--deny",
+            metavar="LABEL",
+            help="See nothing that carries this label (megacontext label), in no form: repeatable, besides those that "
+            f"${place.DENY} lists, divided by commas. Of what writes, only sessions are open then. May also follow the "
+            "command.",
+        ),
+    ] = None,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    ctx.obj = directory
+    ctx.obj = directory, tuple(deny or ())
 
 
 verb(app, "init", "megacontext init", "megacontext -C project.mc init --model HuggingFaceTB/SmolLM3-3B")(init)
 verb(app, "add", "megacontext add src/ README.md --tag code", "git log | megacontext add - --name history")(add)
 verb(app, "rm", "megacontext rm src/old.py", "megacontext rm 'docs/*' --dry-run")(rm)
+verb(
+    app,
+    "label",
+    "megacontext label contracts/acme.txt --add confidential",
+    "megacontext label notes.md:20-35 --add secret --remove draft",
+    "megacontext --deny secret search password",
+)(label)
 verb(app, "status", "megacontext status", "megacontext -C project.mc status --json")(status)
-verb(app, "log", "megacontext log -n 5", "megacontext log sessions/draft")(log)
+verb(app, "log", "megacontext log -n 5", "megacontext log sessions/draft --documents 20")(log)
 verb(
     app,
     "show",
@@ -170,7 +191,11 @@ verb(
     'megacontext generate "And then" --session story --temperature 0.8',
 )(generate)
 verb(app, "branch", "megacontext branch", "megacontext branch experiment", "megacontext branch -d experiment")(branch)
-verb(app, "checkout", "megacontext checkout experiment")(checkout)
+verb(app, "checkout", "megacontext checkout experiment", "megacontext checkout -b earlier 3fa9")(checkout)
+verb(app, "tag", "megacontext tag", "megacontext tag v1", "megacontext tag -d v1")(tag)
+verb(app, "diff", "megacontext diff", "megacontext diff main experiment", "megacontext diff v1 --text notes.md")(diff)
+verb(app, "merge", "megacontext merge experiment", "megacontext merge sessions/draft --both")(merge)
+verb(app, "revert", "megacontext revert 3fa9")(revert)
 verb(app, "regist", "megacontext regist --model runs/better", "megacontext regist --remove 3fa9")(regist)
 verb(app, "fsck", "megacontext fsck")(fsck)
 verb(app, "env", "megacontext env")(env)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from megacontext.errors import InvalidInput, MemoryNotFound
 
 VARIABLE = "MEGACONTEXT_DIR"
+DENY = "MEGACONTEXT_DENY"
 DEFAULT = "memory.mc"
 
 RULE = (
@@ -39,6 +41,11 @@ def find_memory(given: Path | None) -> Path:
         f"no memory here: neither {here} nor a folder above it is one or holds {DEFAULT}; create one with "
         "`megacontext init`, or name one with -C DIR"
     )
+
+
+def denied(given: Sequence[str]) -> tuple[str, ...]:
+    """The labels that a command may not see: those of --deny, and those of the environment, divided by commas."""
+    return (*given, *(name for name in map(str.strip, os.environ.get(DENY, "").split(",")) if name))
 
 
 def new_memory(argument: Path | None, given: Path | None) -> Path:

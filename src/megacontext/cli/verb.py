@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from megacontext.engine.memory import Memory
 
 Directory = Annotated[Path | None, typer.Option("-C", metavar="DIR", help="The memory's folder; see megacontext --help.")]
+Deny = Annotated[
+    list[str] | None,
+    typer.Option("--deny", metavar="LABEL", help="See nothing that carries this label; repeatable. See megacontext --help."),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print exactly one JSON document on stdout; all else goes to stderr.")]
 Model = Annotated[
     str | None,
@@ -37,12 +41,13 @@ class Call:
 
     directory: Path | None
     json: bool
+    deny: tuple[str, ...] = ()
 
     def memory(self, model: str | None = None) -> Memory:
         """The memory that the command is about."""
         from megacontext.engine.memory import Memory
 
-        return Memory.open(place.find_memory(self.directory), model=model)
+        return Memory.open(place.find_memory(self.directory), model=model, deny=place.denied(self.deny))
 
     def ready(self, model: str | None = None) -> Memory:
         """The same with its models loaded, and what these have to do without told on stderr."""
@@ -91,7 +96,9 @@ def _command(function: Callable[..., int | None]) -> Callable[..., None]:
     own = list(inspect.signature(function).parameters.values())[1:]
 
     def command(ctx: typer.Context, **values: Any) -> None:
-        call = Call(directory=values.pop("directory_") or ctx.find_root().obj, json=values.pop("json_"))
+        directory, deny = ctx.find_root().obj or (None, ())
+        denied = (*deny, *(values.pop("deny_") or ()))
+        call = Call(directory=values.pop("directory_") or directory, deny=denied, json=values.pop("json_"))
         try:
             code = function(call, **values)
         except (typer.Exit, typer.Abort):
@@ -105,6 +112,7 @@ def _command(function: Callable[..., int | None]) -> Callable[..., None]:
     parameters += [each.replace(kind=keyword, annotation=hints[each.name]) for each in own]
     parameters += [
         inspect.Parameter("directory_", keyword, default=None, annotation=Directory),
+        inspect.Parameter("deny_", keyword, default=None, annotation=Deny),
         inspect.Parameter("json_", keyword, default=False, annotation=Json),
     ]
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]

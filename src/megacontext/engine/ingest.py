@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -26,22 +27,26 @@ from megacontext.engine.events import (
     nobody,
 )
 from megacontext.engine.gist_builder import F16, I64, U8, U32, GistBuilder, NoGists
+from megacontext.engine.repack import due, repack
 from megacontext.engine.sources import Skipped, Source
 from megacontext.engine.text_blocks import TextBlocks, TextCutter
-from megacontext.errors import ConfigError, IngestError
+from megacontext.errors import BranchLocked, ConfigError, IngestError
 from megacontext.models.base_lm import BaseLM
 from megacontext.models.gistnet import GistEncoder
 from megacontext.storage import BranchWriter, DocumentRecord, Repository, Snapshot
 from megacontext.storage.hashing import digest
+from megacontext.storage.labels import checked_names
 
 
 @dataclass(frozen=True, kw_only=True)
 class IngestConfig:
     """Blocks that are encoded, written and acknowledged together (`batch_blocks`; work that a crash can lose), and after how
-    many a commit is made in between (`commit_blocks`; bounds the journal and the memory used)."""
+    many a commit is made in between (`commit_blocks`; bounds the journal and the memory used). With `repack` dead blocks are
+    left out at the end where they are most of what there is (see `repack.due`)."""
 
     batch_blocks: int = 512
     commit_blocks: int = 32_768
+    repack: bool = True
 
     def __post_init__(self) -> None:
         if min(self.batch_blocks, self.commit_blocks) < 1:
@@ -53,8 +58,8 @@ class Receipt:
     """What became of the sources, by URI. Everything in it is acknowledged.
 
     `added` are new, `updated` new versions of sources that were there (the old ones are dead: only older commits show them);
-    `tokens` (real ones) and `blocks` are theirs, of which `reused` blocks kept the gists of the version before. `commit` is
-    where the branch is now.
+    `tokens` (real ones) and `blocks` are theirs, of which `reused` blocks kept the gists of the version before. `repacked`
+    dead blocks were left out at the end. `commit` is where the branch is now.
     """
 
     added: tuple[str, ...]
@@ -66,6 +71,7 @@ class Receipt:
     reused: int
     commit: str
     seconds: float
+    repacked: int = 0
 
     @property
     def documents(self) -> int:
@@ -92,7 +98,14 @@ def ingest(
     builder = GistBuilder(base, encoder) if encoder is not None else None
     with repository.writer(branch, layer=builder.spec if builder else None) as writer:
         run = Ingest(writer, TextCutter(base.tokenizer), builder, config=config, listener=listener)
-        return run(sources, message=message, author=author)
+        receipt = run(sources, message=message, author=author)
+        wanted = (config or IngestConfig()).repack and due(writer.snapshot(), repository.info.segment_blocks)
+    # Somebody who took the branch in between will do it.
+    with suppress(BranchLocked):
+        if wanted:
+            done = repack(repository, base, encoder, branch=branch, author=author)
+            return replace(receipt, commit=done.commit, repacked=done.freed)
+    return receipt
 
 
 class _Document(NamedTuple):
@@ -141,12 +154,15 @@ class Ingest:
         self._unchanged: list[str] = []
         self._skipped: list[Skipped] = []
         self._tokens = self._blocks = self._reused = 0
+        self._moment: float | None = None
         # Added and updated documents at the last commit; below zero for those that an earlier run left without one.
         self._told = _uncommitted(snapshot)
 
-    def __call__(self, sources: Iterable[Source | Skipped], *, message: str = "", author: str = "") -> Receipt:
-        """Takes in all sources and commits."""
-        started = time.perf_counter()
+    def __call__(
+        self, sources: Iterable[Source | Skipped], *, message: str = "", author: str = "", moment: float | None = None
+    ) -> Receipt:
+        """Takes in all sources and commits, as if at `moment` (seconds since 1970; None: now)."""
+        started, self._moment = time.perf_counter(), moment
         for batch in self._batches(sources):
             self._write(batch, message, author)
         commit = self._commit(message, author)
@@ -190,12 +206,18 @@ class Ingest:
             self._unchanged.append(source.uri)
             self._tell(DocumentUnchanged(uri=source.uri, size=len(data)))
             return None
-        self._known[source.uri] = version + 1, text_hash
-        return _Document(source, text_hash, len(data), version + 1)
+        number = source.version or version + 1
+        self._known[source.uri] = number, text_hash
+        return _Document(source, text_hash, len(data), number)
 
     def _live_hash(self, record: DocumentRecord) -> str:
         """The hash of a record's text, '' where it is not there any more."""
         return "" if record.removed or self._timeline.kills(*record.span) else record.text_hash
+
+    def _labels(self, source: Source) -> tuple[str, ...]:
+        """The labels that a document begins with: those given, and those of the source when it was taken out."""
+        last = self._last.get(source.uri)
+        return checked_names((*source.labels, *(last.labels if last is not None and last.removed else ())))
 
     def _live(self, uri: str) -> DocumentRecord | None:
         """The finished version of a source that is there now."""
@@ -205,7 +227,8 @@ class Ingest:
     def _pieces(self, document: _Document) -> Iterator[_Piece]:
         """What is still to be written of a document, in pieces of at most `batch_blocks`."""
         left, self._left_over = self._left_over, None
-        there = (left.source, left.text_hash, left.open) == (document.source.uri, document.text_hash, False) if left else False
+        begins = (document.source.uri, document.text_hash, self._labels(document.source), False)
+        there = left is not None and (left.source, left.text_hash, left.labels, left.open) == begins
         resumed = left.blocks if left and there else 0
         at, first = 0, True
         for blocks in self._cutter.cut(document.source.text):
@@ -271,6 +294,8 @@ class Ingest:
             media_type=document.source.media_type,
             version=document.version,
             tags=document.source.tags,
+            ingested_at=document.source.ingested_at,
+            labels=self._labels(document.source),
         )
         if resumed.blocks != piece.resumed:
             raise IngestError(
@@ -325,7 +350,7 @@ class Ingest:
             self._commit(message, author)
 
     def _commit(self, message: str, author: str) -> str:
-        commit = self._writer.commit(message or self._summary(), author)
+        commit = self._writer.commit(message or self._summary(), author, self._moment)
         self._committed, self._told = self._writer.blocks, (len(self._added), len(self._updated))
         self._tell(Committed(commit=commit, blocks=self._committed))
         return commit

@@ -11,7 +11,7 @@ import os
 import stat
 import sys
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -39,12 +39,16 @@ class SourceConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """A text to ingest, with its line ends as they were."""
+    """A text to ingest, with its line ends as they were. Where it comes from another memory, it has its `version` there (0: the
+    next one) and `ingested_at`, when it came in (seconds since 1970; None: now)."""
 
     uri: str
     text: str = field(repr=False)
     media_type: str = PLAIN
     tags: tuple[str, ...] = ()
+    labels: tuple[str, ...] = ()
+    version: int = 0
+    ingested_at: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,6 +162,13 @@ def find_sources(
         elif _new_root(roots, root := _resolved(Path(given))):
             items.extend(_walk(root, config))
     return Sources(items, config, tags, stdin)
+
+
+def named(source: Source | Skipped, name: str | None, labels: tuple[str, ...]) -> Source | Skipped:
+    """Standard input under a `name` of its own (None: as it is), and texts with their labels."""
+    if name is not None and source.uri == "stdin:":
+        source = replace(source, uri=f"text:{name}")
+    return source if isinstance(source, Skipped) else replace(source, labels=labels)
 
 
 def _claim(names: set[str], uri: str) -> None:

@@ -167,7 +167,7 @@ class FullTextIndex:
     def _dead_counts(self, file: InvertedFile, snapshot: Snapshot) -> TermCounts:
         """In how many dead sealed blocks each token occurs."""
         dead = snapshot.timeline().dead
-        key = (snapshot.commit.tokens, dead)
+        key = (snapshot.key, dead)
         if self._dead is None or self._dead[0] != key:
             names = snapshot.segments() if dead else []
             size = snapshot.sealed_blocks // max(len(names), 1)
@@ -186,19 +186,20 @@ class FullTextIndex:
                 continue
             key = names[number], tuple(spans)
             if key not in self._dead_spans:
-                blocks = number * size + np.concatenate([np.arange(*span, dtype=np.int64) for span in spans])
-                self._dead_spans[key] = TermCounts.of_blocks(snapshot.tokens_at(blocks), snapshot.fill_at(blocks))
+                blocks = np.concatenate([np.arange(*span, dtype=np.int64) for span in spans])
+                ids, fill = snapshot.shown(number * size, (number + 1) * size)
+                self._dead_spans[key] = TermCounts.of_blocks(ids[blocks], fill[blocks])
                 if len(self._dead_spans) > KEEP_DEAD:
                     self._dead_spans.popitem(last=False)
             yield self._dead_spans[key]
 
     def _layout(self, file: InvertedFile, snapshot: Snapshot) -> _Layout:
-        key = snapshot.commit.tokens
+        key = snapshot.key
         layout = self._layouts.get(key)
         if layout is None:
             names = snapshot.segments()
             size = snapshot.sealed_blocks // max(len(names), 1)
-            rows = file.add(names, size, lambda start, stop: (snapshot.tokens(start, stop), snapshot.fill(start, stop)))
+            rows = file.add(names, size, snapshot.shown)
             if np.any(rows.blocks != size):
                 raise sqlite3.DatabaseError("a segment was indexed with another length")
             layout = _Layout(rows, np.arange(len(names), dtype=np.int64) * size, file.counts(names))
@@ -219,13 +220,13 @@ def best(blocks: I64, ranked: F64, limit: int) -> Hits:
 
 
 def visible(snapshot: Snapshot, allowed: Keep | None) -> Keep | None:
-    """What a reader may see of a snapshot: live, and allowed; None where that is everything."""
+    """What a reader may see of a snapshot: live, not denied, and allowed; None where that is everything."""
     timeline = snapshot.timeline()
-    if not timeline.dead:
+    if not timeline.dead and not timeline.denied:
         return allowed
 
     def passes(blocks: I64) -> Bool:
-        live = ~timeline.dead_mask(np.zeros(len(blocks), np.int8), blocks)
+        live = ~timeline.absent_mask(np.zeros(len(blocks), np.int8), blocks)
         return live if allowed is None else live & allowed(blocks)
 
     return passes

@@ -8,19 +8,21 @@ were made from do not count again: they may have been taken off since.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from megacontext.core.ranges import BlockRange, joined
 from megacontext.errors import AccessDenied, MissingObject
-from megacontext.storage.commit import load_commit, load_tokens
+from megacontext.storage.commit import Commit, load_commit, load_tokens
 from megacontext.storage.labels import Ranges, load_labels
 from megacontext.storage.merkle import differing, get
 from megacontext.storage.objects import ObjectReader
 from megacontext.storage.refs import BRANCHES, TAGS, Refs
 from megacontext.storage.segment import TOKENS, TokenTree
 from megacontext.storage.tensors import Array
+
+WITHHELD = "(withheld from a reader that is denied something)"
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,11 @@ class Access:
         objects = [self.reader.tensors(name, TOKENS).arrays for name in names]
         rows = [np.column_stack((arrays["ids"].astype(np.int64), arrays["fill"])) for arrays in objects]
         return np.concatenate(rows)[:count] if rows else np.zeros((0, 33), np.int64)
+
+
+def shown_commit(commit: Commit, *, whole: bool) -> Commit:
+    """A commit as a reader sees it: its message may quote anything, so who is denied something does not get it."""
+    return commit if whole or not commit.message else replace(commit, message=WITHHELD)
 
 
 def refuse_denied(access: Access | None, what: str) -> None:

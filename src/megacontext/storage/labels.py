@@ -87,7 +87,8 @@ class Labels:
         """With other labels and tags of a document; those of its blocks stay as they are."""
         others = {ordinal: each for ordinal, each in self.documents.items() if ordinal != record.ordinal}
         own = Marks(labels=tuple(sorted(set(marks.labels))), tags=tuple(sorted(set(marks.tags))))
-        if (set(own.labels), set(own.tags)) != (set(record.labels), set(record.tags)):
+        # A record that a snapshot shows has its marks already, so being like it does not mean that they may go.
+        if record.ordinal in self.documents or (set(own.labels), set(own.tags)) != (set(record.labels), set(record.tags)):
             others[record.ordinal] = own
         return replace(self, documents=others)
 

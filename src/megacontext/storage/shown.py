@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from megacontext.errors import AccessDenied
 from megacontext.storage.documents import DocumentRecord, Documents
@@ -44,6 +44,20 @@ class ShownDocuments(Documents):
         for record in sorted(last.values(), key=lambda record: record.ordinal):
             if not record.removed and (shown := self.shown(record)) is not None:
                 yield shown
+
+    def last_of(self, sources: Iterable[str]) -> dict[str, DocumentRecord]:
+        """The last record of each of these sources that has one and is not denied. Looks from the newest backwards until all
+        are found."""
+        missing, found = set(sources), {}
+        for ordinal in range(len(self) - 1, -1, -1):
+            if not missing:
+                break
+            record = super().__getitem__(ordinal)
+            if record.source in missing:
+                missing.discard(record.source)
+                if (shown := self.shown(record)) is not None:
+                    found[record.source] = shown
+        return found
 
     def shown(self, record: DocumentRecord) -> DocumentRecord | None:
         """A record as stored, as this reader sees it; None if it is denied."""

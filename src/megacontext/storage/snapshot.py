@@ -10,6 +10,7 @@ import numpy as np
 from megacontext.core.node import BLOCK
 from megacontext.core.timeline import Timeline
 from megacontext.errors import UnknownReference
+from megacontext.storage.access import shown_commit
 from megacontext.storage.column import Column
 from megacontext.storage.commit import Commit, load_layer
 from megacontext.storage.documents import DocumentRecord
@@ -39,7 +40,7 @@ class Snapshot:
     def __init__(self, reader: ObjectReader, state: BranchState, segment_blocks: int, guard: Guard | None = None) -> None:
         tail = state.visible_tail()
         self.commit_name: str = state.base.name
-        self.commit: Commit = state.base.commit
+        self.commit: Commit = shown_commit(state.base.commit, whole=guard is None)
         self.blocks: int = tail.start + len(tail.ids)
         self.labels: Labels = state.labels()
         newest = state.visible_documents()
@@ -115,6 +116,12 @@ class Snapshot:
         allowed = np.flatnonzero(~self._guard.denied(start, stop))
         ids[allowed], fill[allowed] = self.tokens_at(start + allowed), self.fill_at(start + allowed)
         return ids, fill
+
+    def allowed(self, start: int, stop: int) -> list[tuple[int, int]]:
+        """Blocks `start:stop` without denied ones, as runs `(start, stop)`; dead ones are among them."""
+        denied = [] if self._guard is None else [(max(a, start), min(b, stop)) for a, b in self._guard.spans]
+        edges = [start, *(edge for a, b in denied if a < b for edge in (a, b)), stop]
+        return [(a, b) for a, b in zip(edges[::2], edges[1::2], strict=True) if a < b or start == stop]
 
     def original(self, document: DocumentRecord) -> bytes | None:
         """The bytes of a document's source where decoding its tokens does not give them back, else None."""
