@@ -66,13 +66,13 @@ class DisposableFile(Generic[F]):
     def using(self, work: Callable[[F], T]) -> T:
         """Does `work` with the file, with a rebuilt one if it is damaged, or else with one in memory."""
         with self.lock:
-            for last_try in (False, False, True):
+            for attempt in range(3):
                 try:
                     return work(self._opened())
                 except (sqlite3.Error, OSError) as error:
-                    if last_try or self._in_memory:
+                    if attempt == 2 or self._in_memory:
                         raise
-                    self._recover(error)
+                    self._recover(error, rebuild=attempt == 0)
         raise AssertionError("the last try returns or raises")
 
     def delete(self) -> None:
@@ -103,13 +103,13 @@ class DisposableFile(Generic[F]):
             self._inode = self._inode_now()
         return self._file
 
-    def _recover(self, error: sqlite3.Error | OSError) -> None:
+    def _recover(self, error: sqlite3.Error | OSError, *, rebuild: bool) -> None:
         code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 0xFF
         damaged = isinstance(error, sqlite3.Error) and code in _DAMAGED
         # Only the file that was found damaged is removed: another process may have replaced it already.
         seen, now = self._inode, self._inode_now()
         self.close()
-        if damaged:
+        if damaged and rebuild:
             log.warning("the index %s is damaged (%s) and is built again", self.path, error)
             try:
                 if seen == now:
