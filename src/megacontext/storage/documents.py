@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from megacontext.errors import UnknownReference
-from megacontext.storage.hashing import Json, canonical
+from megacontext.storage.hashing import Json, canonical, natural
 from megacontext.storage.merkle import get
 from megacontext.storage.objects import ObjectReader
 from megacontext.storage.segment import Strand
@@ -101,7 +101,7 @@ class DocumentTree:
     def from_json(cls, value: Json) -> DocumentTree:
         """The inverse of `to_bytes`, after parsing."""
         return cls(
-            count=value["count"],
+            count=natural(value["count"]),
             records=Strand.from_json(value["records"]),
             spans=Strand.from_json(value["spans"]),
         )

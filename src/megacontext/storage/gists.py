@@ -15,7 +15,7 @@ import numpy as np
 from megacontext.errors import InvalidInput
 from megacontext.storage.column import Column, Rows
 from megacontext.storage.guard import Guard, GuardedColumn
-from megacontext.storage.hashing import Json, canonical
+from megacontext.storage.hashing import Json, canonical, natural
 from megacontext.storage.merkle import ARITY, RowSource, get, node_at
 from megacontext.storage.objects import ObjectReader
 from megacontext.storage.patches import Overlay
@@ -77,7 +77,7 @@ class GistTree:
     def from_json(cls, value: Json) -> GistTree:
         """The inverse of `to_bytes`, after parsing."""
         spec = LayerSpec(fingerprint=value["fingerprint"], vectors=value["vectors"], width=value["width"])
-        return cls(spec=spec, strand=Strand.from_json(value), blocks=value["blocks"], dead=value.get("dead", ""))
+        return cls(spec=spec, strand=Strand.from_json(value), blocks=natural(value["blocks"]), dead=value.get("dead", ""))
 
 
 def nodes(blocks: int, lod: int) -> int:

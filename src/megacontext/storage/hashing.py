@@ -57,6 +57,13 @@ def canonical(value: Json) -> bytes:
     return text.encode("utf-8")
 
 
+def natural(value: object) -> int:
+    """A count as JSON gives it; raises ValueError for anything but a whole number from 0 to 2**62, such as infinity."""
+    if type(value) is not int or not 0 <= value < 2**62:
+        raise ValueError(f"{value!r:.40} is no count")
+    return value
+
+
 def sealed(value: Json) -> bytes:
     """A small file that reveals any flipped bit: the canonical JSON of a value with its own checksum."""
     return canonical({**value, "checksum": digest(canonical(value))}) + b"\n"

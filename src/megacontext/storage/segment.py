@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from megacontext.core.node import BLOCK
-from megacontext.storage.hashing import Json, canonical
+from megacontext.storage.hashing import Json, canonical, natural
 from megacontext.storage.merkle import MerkleList
 from megacontext.storage.tensors import U8, U32, encode
 
@@ -53,7 +53,7 @@ class Strand:
     @classmethod
     def from_json(cls, value: Json) -> Strand:
         """The inverse of `to_json`."""
-        return cls(MerkleList(value["root"], value["segments"]), tuple(value["pages"]))
+        return cls(MerkleList(value["root"], natural(value["segments"])), tuple(value["pages"]))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +90,6 @@ class TokenTree:
         """The inverse of `to_bytes`, after parsing."""
         return cls(
             strand=Strand.from_json(value),
-            blocks=value["blocks"],
-            open_tokens=value["open_tokens"],
+            blocks=natural(value["blocks"]),
+            open_tokens=natural(value["open_tokens"]),
         )
