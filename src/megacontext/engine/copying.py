@@ -66,8 +66,8 @@ class _Copying:
             text_hash=record.text_hash,
             media_type=record.media_type,
             version=edit.over.version + 1 if edit.over else 1,
-            tags=record.tags,
-            labels=record.labels,
+            tags=self._other.labels.marks(record).tags,
+            labels=self._other.labels.marks(record).labels,
             ingested_at=record.ingested_at,
         )
         for start, stop in _pieces(*record.span):
@@ -85,7 +85,11 @@ class _Copying:
             if self._builder is not None:
                 patches = self._builder.remake(writer.written_layer(), self._timeline, [replaced.span])
         original = self._repository.read_object(record.original) if record.original else None
-        writer.end_document(chars=record.chars, lines=record.lines, original=original, replaces=replaced, patches=patches)
+        copied = writer.end_document(
+            chars=record.chars, lines=record.lines, original=original, replaces=replaced, patches=patches
+        )
+        for name, start, stop in self._other.labels.parts(*record.span):
+            writer.label_blocks([name], copied.start_block + start, copied.start_block + stop)
 
     def _gists(self, start: int, stop: int) -> F16 | None:
         """LOD1 gists of blocks of the other state, where it has them."""

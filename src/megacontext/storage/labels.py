@@ -8,7 +8,7 @@ there too (`Labelling`). A label set on one commit counts for all others too: se
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
@@ -57,7 +57,15 @@ class Labels:
 
     def carried(self, start: int, stop: int) -> tuple[str, ...]:
         """The labels that any of the blocks `start:stop` carries, sorted."""
-        return tuple(sorted(name for name, held in self.ranges.items() if any(a < stop and start < b for a, b in held)))
+        inside = (name for name, held in self.ranges.items() if any(max(a, start) < min(b, stop) for a, b in held))
+        return tuple(sorted(inside))
+
+    def parts(self, start: int, stop: int) -> Iterator[tuple[str, int, int]]:
+        """Labels and the blocks of `start:stop` that carry them, counted from `start`."""
+        for name in self.carried(start, stop):
+            for a, b in self.ranges[name]:
+                if max(a, start) < min(b, stop):
+                    yield name, max(a, start) - start, min(b, stop) - start
 
     def held(self, names: Iterable[str]) -> Ranges:
         """The blocks that carry any of the labels."""
