@@ -8,14 +8,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
-from megacontext.core import BLOCK
 from megacontext.engine.events import (
     BlocksIngested,
     Committed,
@@ -26,11 +23,12 @@ from megacontext.engine.events import (
     Listener,
     nobody,
 )
-from megacontext.engine.gist_builder import F16, I64, U8, U32, GistBuilder, NoGists
-from megacontext.engine.repack import due, repack
+from megacontext.engine.gist_builder import F16, U8, U32, GistBuilder, NoGists
+from megacontext.engine.repack import repack_if_due
+from megacontext.engine.same_blocks import same_blocks
 from megacontext.engine.sources import Skipped, Source
 from megacontext.engine.text_blocks import TextBlocks, TextCutter
-from megacontext.errors import BranchLocked, ConfigError, IngestError
+from megacontext.errors import ConfigError, IngestError
 from megacontext.models.base_lm import BaseLM
 from megacontext.models.gistnet import GistEncoder
 from megacontext.storage import BranchWriter, DocumentRecord, Repository, Snapshot
@@ -99,13 +97,8 @@ def ingest(
     with repository.writer(branch, layer=builder.spec if builder else None) as writer:
         run = Ingest(writer, TextCutter(base.tokenizer), builder, config=config, listener=listener)
         receipt = run(sources, message=message, author=author)
-        wanted = (config or IngestConfig()).repack and due(writer.snapshot(), repository.info.segment_blocks)
-    # Somebody who took the branch in between will do it.
-    with suppress(BranchLocked):
-        if wanted:
-            done = repack(repository, base, encoder, branch=branch, author=author)
-            return replace(receipt, commit=done.commit, repacked=done.freed)
-    return receipt
+    done = repack_if_due(repository, base, encoder, branch=branch, author=author) if run.config.repack else None
+    return receipt if done is None else replace(receipt, commit=done.commit, repacked=done.freed)
 
 
 class _Document(NamedTuple):
@@ -140,7 +133,7 @@ class Ingest:
         listener: Listener = nobody,
     ) -> None:
         self._writer, self._cutter, self._builder = writer, cutter, builder
-        self._config = config or IngestConfig()
+        self.config = config or IngestConfig()
         self._tell = listener
         snapshot = writer.snapshot()
         self._timeline = snapshot.timeline()
@@ -181,7 +174,7 @@ class Ingest:
     def _batches(self, sources: Iterable[Source | Skipped]) -> Iterator[list[_Piece]]:
         """Pieces of documents, together about `batch_blocks` blocks: small documents share a batch, large ones have many."""
         batch: list[_Piece] = []
-        room = self._config.batch_blocks
+        room = self.config.batch_blocks
         for source in map(_checked, sources):
             if isinstance(source, Skipped):
                 self._skipped.append(source)
@@ -193,7 +186,7 @@ class Ingest:
                 room -= len(piece.blocks.ids)
                 if room <= 0:
                     yield batch
-                    batch, room = [], self._config.batch_blocks
+                    batch, room = [], self.config.batch_blocks
         if batch:
             yield batch
 
@@ -237,8 +230,8 @@ class Ingest:
             start = min(max(resumed - at, 0), count)
             at += count
             # A last piece is due even where all its blocks are there, to end the document.
-            for low in range(start, max(count, start + 1), self._config.batch_blocks):
-                high = min(low + self._config.batch_blocks, count)
+            for low in range(start, max(count, start + 1), self.config.batch_blocks):
+                high = min(low + self.config.batch_blocks, count)
                 if low < high or ends:
                     yield _Piece(document, blocks.part(low, high), first, ends and high == count, resumed)
                     first = False
@@ -273,7 +266,7 @@ class Ingest:
             if before is not None and before.blocks and count:
                 span = before.span
                 old_ids, old_fill = self._snapshot_blocks(*span)
-                found = _same_blocks(ids[rows], fill[rows], old_ids, old_fill)
+                found = same_blocks(ids[rows], fill[rows], old_ids, old_fill)
                 there[rows] = found >= 0
                 known = self._writer.written_layer().gists_at(1, span[0] + found[found >= 0])
                 made[rows][found >= 0] = known
@@ -346,7 +339,7 @@ class Ingest:
         )
 
     def _commit_if_due(self, message: str, author: str) -> None:
-        if self._writer.blocks - self._committed >= self._config.commit_blocks:
+        if self._writer.blocks - self._committed >= self.config.commit_blocks:
             self._commit(message, author)
 
     def _commit(self, message: str, author: str) -> str:
@@ -380,22 +373,6 @@ def _uncommitted(snapshot: Snapshot) -> tuple[int, int]:
     versions = [snapshot.documents[at].version for at in range(snapshot.commit.document_count, len(snapshot.documents))]
     added = versions.count(1)
     return -added, added - len(versions)
-
-
-def _same_blocks(ids: U32, fill: U8, old_ids: U32, old_fill: U8) -> I64:
-    """For each block [n, 32] the index of an old one with the same real tokens, int64 [n]; -1 where there is none."""
-    new, old = _keys(ids, fill), _keys(old_ids, old_fill)
-    order = np.argsort(old)
-    at = np.searchsorted(old[order], new)
-    found = order[np.minimum(at, len(old) - 1)]
-    return np.where(old[found] == new, found, -1)
-
-
-def _keys(ids: U32, fill: U8) -> NDArray[np.void]:
-    """Each block as one item that can be sorted: its real tokens and how many they are."""
-    real = np.where(np.arange(BLOCK) < fill[:, None], ids, 0)
-    rows = np.concatenate([real, fill[:, None]], axis=1).astype(">u4")
-    return np.ascontiguousarray(rows).view(f"V{rows.shape[1] * 4}")[:, 0]
 
 
 def _concatenated(batch: list[_Piece]) -> tuple[U32, U8]:

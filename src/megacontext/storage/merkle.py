@@ -95,6 +95,28 @@ def append(
     return spine.flush() if spine.count != items.count else items
 
 
+def prefix(reader: ObjectReader, store: ObjectStore, items: MerkleList, count: int) -> MerkleList:
+    """The first `count` items as a list of their own, with the rows of its full nodes; the nodes on its right edge are staged
+    in `store`. O(log n)."""
+    if count > items.count:
+        raise UnknownReference(f"no first {count} items in a list of {items.count}")
+    if count in (0, items.count):
+        return items if count else MerkleList()
+    kept, partial = MerkleList(items.root, count), ""
+    for level in range(1, kept.depth + 1):
+        full = count // ARITY ** (level - 1) % ARITY
+        if not full and not partial:
+            continue
+        node = node_at(reader, items, level, count // ARITY**level)
+        names = [child(node, slot) for slot in range(full)] + ([partial] if partial else [])
+        raw = np.frombuffer(bytes.fromhex("".join(names)), np.uint8)
+        arrays: dict[str, Array] = {"children": raw.reshape(len(names), NAME_BYTES)}
+        if "gists" in node.arrays:
+            arrays["gists"] = node.arrays["gists"][:full]
+        partial = store.put(encode(arrays, {"kind": KIND}))
+    return MerkleList(partial, count)
+
+
 def rewrite(
     reader: ObjectReader,
     store: ObjectStore,

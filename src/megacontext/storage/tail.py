@@ -38,9 +38,13 @@ class Tail:
 
     def append(self, ids: U32, fill: U8, chars: U32, lines: U32, document: int) -> None:
         """Adds complete blocks of one document: `ids` [n, 32], the others [n]."""
+        self.extend(ids, np.full(len(ids), document, np.uint32), fill, chars, lines)
+
+    def extend(self, ids: U32, doc: U32, fill: U8, chars: U32, lines: U32) -> None:
+        """Adds complete blocks of the documents with ordinals `doc` [n]."""
         self.ids.append(ids)
+        self.doc.append(doc)
         self.fill.append(fill)
-        self.doc.append(np.full(len(ids), document, np.uint32))
         self.chars.append(chars)
         self.lines.append(lines)
 

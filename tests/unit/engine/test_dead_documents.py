@@ -40,7 +40,7 @@ def text(seed: int, words: int) -> str:
 
 def add(repository: Repository, uri: str, content: str, net: GistEncoder | None = NET) -> Receipt:
     source = Source(uri=uri, text=content, media_type="text/plain", tags=())
-    return ingest(repository, BASE, net, [source], config=IngestConfig(batch_blocks=7))
+    return ingest(repository, BASE, net, [source], config=IngestConfig(batch_blocks=7, repack=False))
 
 
 def drop(repository: Repository, uri: str, net: GistEncoder | None = NET) -> Removal:
