@@ -57,6 +57,18 @@ def test_pieces_equal_at_once(count: int, cuts: list[int]) -> None:
         merkle.get(reader, whole, count)
 
 
+@settings(deadline=None, max_examples=40)
+@given(st.integers(0, 1100), st.integers(0, 1100), st.booleans())
+def test_a_prefix_is_the_list_of_the_first_items(count: int, kept: int, with_rows: bool) -> None:
+    store, items, kept = MemoryStore(), names(count), min(count, kept)
+    row = RowSource((1, 2), lambda level, index: np.full((1, 2), level * 2000 + index, np.float16)) if with_rows else None
+    whole = build(store, items, row=row)
+    reader = ObjectReader(store)  # type: ignore[arg-type]
+    assert merkle.prefix(reader, store, whole, kept) == build(store, items[:kept], row=row)  # type: ignore[arg-type]
+    with pytest.raises(UnknownReference):
+        merkle.prefix(reader, store, whole, count + 1)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize(("count", "depth"), [(0, 1), (1, 1), (31, 1), (32, 2), (1023, 2), (1024, 3), (32768, 4)])
 def test_a_full_node_always_has_a_parent(count: int, depth: int) -> None:
     assert MerkleList("", count).depth == depth
