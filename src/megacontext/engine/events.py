@@ -111,6 +111,15 @@ class BlocksRegisted(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ConvertStarted(Event):
+    """A branch is converted: `documents`, all versions of them that are due, with `chars` characters as far as it is known."""
+
+    branch: str
+    documents: int
+    chars: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class LayersLeftBehind(Event):
     """The branch is written with one GistNet, and these layers of others do not grow along: `megacontext regist`, with their
     models, brings them up to date."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -18,12 +18,13 @@ import numpy as np
 from megacontext.core import BLOCK
 from megacontext.engine.events import IngestStarted, LayersLeftBehind, Listener, nobody
 from megacontext.engine.history import live_record, text_difference
-from megacontext.engine.label import Labelling
-from megacontext.engine.status import LayerStatus, Status, layers_of, status_of
-from megacontext.errors import ConfigError, ModelMismatch, UnknownReference
+from megacontext.engine.layered import Layered
+from megacontext.engine.status import Status, status_of
+from megacontext.errors import ConfigError, UnknownReference
 from megacontext.index.fulltext import FullTextIndex
 from megacontext.storage import DocumentRecord, Repository, Snapshot
 from megacontext.storage import Report as FsckReport
+from megacontext.storage.hashing import digest
 from megacontext.storage.labels import checked_names
 
 if TYPE_CHECKING:
@@ -34,10 +35,9 @@ if TYPE_CHECKING:
     from megacontext.engine.merge import Merged
     from megacontext.engine.merge_plan import Choice
     from megacontext.engine.policies import FocusPolicy
-    from megacontext.engine.regist import RegistReceipt
     from megacontext.engine.remove import Removal
+    from megacontext.engine.repack import Repacked
     from megacontext.engine.session import Session, SessionConfig
-    from megacontext.engine.sources import Skipped, Source
     from megacontext.models.positions import PositionStrategy
 
 PolicyName = Literal["auto", "lens", "recency", "random", "retrieval"]
@@ -59,13 +59,8 @@ class Hit:
         return dict(self.__dict__)
 
 
-class Memory(Labelling):
+class Memory(Layered):
     """Get one from ``megacontext.open`` or ``megacontext.init``."""
-
-    def __init__(self, repository: Repository, bundle: Bundle | None = None, model: str | None = None) -> None:
-        super().__init__(repository)
-        self.model = model or repository.info.model
-        self._given = bundle
 
     # -- opening --------------------------------------------------------------------------------
 
@@ -90,47 +85,25 @@ class Memory(Labelling):
         of the labels in ``deny`` can be had from it, and only sessions can be written."""
         return cls(Repository.open(path, deny=deny), model=str(model) if model is not None else None)
 
-    @cached_property
-    def models(self) -> Bundle:
-        """The models, whether or not their gists cover the memory. ModelMismatch for another tokenizer."""
-        from megacontext.engine.bundle import load_bundle
-
-        bundle = self._given or load_bundle(self.model)
-        expected, found = self.repository.info.tokenizer, bundle.base.tokenizer_fingerprint
-        if expected != found:
-            raise ModelMismatch(
-                f"this memory's tokens were made by another tokenizer ({expected[:12]}, not {found[:12]} of "
-                f"{self.model}): open it with the model it was made for ({self.repository.info.model}), or make a "
-                "memory of the same texts for this model with megacontext convert"
-            )
-        return bundle
-
-    @cached_property
-    def bundle(self) -> Bundle:
-        """The models; loaded on first use. ModelMismatch where they do not belong to this memory, LayerBehind where their
-        gists do not cover the current branch."""
-        from megacontext.engine.regist import check_layer
-
-        check_layer(self.snapshot(), self.models.gists, self.model)
-        return self.models
-
     # -- reading --------------------------------------------------------------------------------
 
-    def status(self) -> Status:
-        """What the current branch holds."""
-        return status_of(self.repository, self.model)
-
-    def layers(self, reference: str | None = None) -> tuple[LayerStatus, ...]:
-        """The gist layers of a branch (default: the current one), tag or commit, and how much of it they cover."""
-        return layers_of(self.snapshot(reference))
+    def status(self, reference: str | None = None) -> Status:
+        """What a branch (default: the current one), tag or commit holds."""
+        return status_of(self.repository, self.model, reference)
 
     def text(self, document: DocumentRecord, snapshot: Snapshot | None = None) -> str:
         """The text of a document: decoded from its tokens, or its source's bytes where decoding does not give them back. What
-        this reader is denied of it is left out."""
+        this reader is denied of it is left out. UnknownReference for a version that a repack left out."""
         view = snapshot or self.snapshot()
         if document.original and (original := view.original(document)) is not None:
             return original.decode("utf-8")
-        return " […] ".join(self.text_of_blocks(view, *run) for run in view.allowed(*document.span))
+        text = " […] ".join(self.text_of_blocks(view, *run) for run in view.allowed(*document.span))
+        if document.text_hash and digest(text.encode("utf-8")) != document.text_hash:
+            raise UnknownReference(
+                f"version {document.version} of {document.source} is not here any more, since it was repacked; the commits "
+                "before, which megacontext log lists, have it"
+            )
+        return text
 
     def text_diff(self, document: str, a: str | None = None, b: str | None = None) -> str:
         """How a document's text differs between two states (see ``diff``), as a unified diff; '' where it does not."""
@@ -224,7 +197,7 @@ class Memory(Labelling):
         """
         from megacontext.engine.ingest import ingest
         from megacontext.engine.regist import left_behind
-        from megacontext.engine.sources import STDIN, Text, find_sources
+        from megacontext.engine.sources import STDIN, Text, find_sources, named
 
         if not sources and text is None:
             raise ConfigError("name files or folders to add, or give text=")
@@ -235,9 +208,9 @@ class Memory(Labelling):
             raise ConfigError("a name is for text= or standard input; files and folders have names of their own")
         found = find_sources(inputs, tags=tags)
         listener(IngestStarted(sources=len(found), size=found.size))
-        named = (_named(source, name, checked_names(labels)) for source in found)
+        texts = (named(source, name, checked_names(labels)) for source in found)
         bundle = self.bundle
-        receipt = ingest(self.repository, bundle.base, bundle.gists, named, message=message, author=author, listener=listener)
+        receipt = ingest(self.repository, bundle.base, bundle.gists, texts, message=message, author=author, listener=listener)
         for source in receipt.unchanged if labels else ():
             self.label(source, add=labels, message=message, author=author)
         if behind := left_behind(self.snapshot(), bundle.gists):
@@ -259,25 +232,17 @@ class Memory(Labelling):
         bundle = self.bundle
         return remove(self.repository, bundle.base, bundle.gists, documents, message=message, author=author)
 
-    def regist(self, *, branch: str | None = None, author: str = "", listener: Listener = nobody) -> RegistReceipt:
-        """Lay the gists of this model's GistNet over a branch, or bring them up to date; no token is touched.
+    def repack(
+        self, *, branch: str | None = None, everything: bool = False, dry_run: bool = False, message: str = "", author: str = ""
+    ) -> Repacked:
+        """Leave out dead blocks where they are more than half of a region at the branch's end, or ``everything`` that is dead.
 
-        What is committed stays when it is interrupted, and the next call goes on behind it.
+        What lives keeps its texts, order, tags and labels; older commits read as before. Adding does this by itself.
         """
-        from megacontext.engine.regist import regist
+        from megacontext.engine.repack import repack
 
-        models = self.models
-        if models.gists is None:
-            raise ConfigError(f"{self.model} has no GistNet: train one with megacontext train gist, or choose another model")
-        return regist(
-            self.repository, models.base, models.gists, branch=branch, model=self.model, author=author, listener=listener
-        )
-
-    def remove_layer(self, fingerprint: str, *, branch: str | None = None, author: str = "") -> tuple[str, str]:
-        """Drop the gists of a GistNet (the first digits of its fingerprint do) in a new commit; returns both names."""
-        from megacontext.engine.regist import remove_layer
-
-        return remove_layer(self.repository, fingerprint, branch=branch, author=author)
+        models, options = self.models, {"everything": everything, "dry_run": dry_run}
+        return repack(self.repository, models.base, models.gists, branch=branch, message=message, author=author, **options)
 
     def merge(
         self,
@@ -391,10 +356,3 @@ def _fingerprint(bundle: Bundle) -> str:
 def _lasting(model: str | Path) -> str:
     """A model's name that means the same from every working folder: a folder's by its whole path."""
     return str(Path(model).absolute()) if str(model) != "bundled" and Path(model).is_dir() else str(model)
-
-
-def _named(source: Source | Skipped, name: str | None, labels: tuple[str, ...]) -> Source | Skipped:
-    """Standard input under a name of its own, and texts with their labels."""
-    if name is not None and source.uri == "stdin:":
-        source = replace(source, uri=f"text:{name}")
-    return source if isinstance(source, Skipped) else replace(source, labels=labels)

@@ -24,10 +24,11 @@ from megacontext.core import (
 )
 from megacontext.engine.assemble import IntArray, Slots, slots_of
 from megacontext.engine.bundle import Bundle
+from megacontext.engine.conversation import append_tokens
 from megacontext.engine.events import Listener, MadeRoom, Refocused, TokenDecoded, nobody
 from megacontext.engine.explain import EntryExplanation, explain_entries
 from megacontext.engine.focus import FOCUS_DEFAULTS, Refocus, refocus
-from megacontext.engine.gist_builder import GistBuilder, NoGists
+from megacontext.engine.gist_builder import GistBuilder
 from megacontext.engine.kv_cache import CacheStats, WindowCache
 from megacontext.engine.policies import FocusPolicy, FocusView, Search, no_search
 from megacontext.engine.reader import real_tokens
@@ -134,15 +135,8 @@ class Session:
         """Add token ids int64 [k] to the conversation; the window follows within its budget."""
         if not len(ids):
             return
-        stream = np.concatenate([self._open, ids])
-        whole = len(stream) // BLOCK
-        gists = None
-        if whole and self._builder is not None:
-            blocks = stream[: whole * BLOCK].reshape(whole, BLOCK)
-            stored = self._writer.written_layer() if self._writer.blocks else NoGists()
-            gists = self._builder.extend(stored, blocks.astype(np.uint32), timeline=self._snapshot.timeline())
-        self._writer.append_tokens(ids.astype(np.uint32), gists=gists)
-        self._open = stream[whole * BLOCK :]
+        whole = append_tokens(self._writer, self._builder, ids.astype(np.uint32), self._snapshot.timeline())
+        self._open = self._writer.open_ids.astype(np.int64)
         if whole:
             self._writer.sync()
             self._snapshot = self._writer.snapshot()

@@ -6,6 +6,7 @@ scores differ, edits happen.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +29,15 @@ def save_tiny_bundle(
     gistnet: bool = True,
     lensnet: bool = True,
     key_value: bool = False,
+    pairs: Sequence[str] = (),
 ) -> Path:
     """Write ``base/``, ``gistnet/`` and ``lensnet/`` to ``folder``, as ``load_bundle`` reads them.
 
-    Without a ``gistnet`` there is no ``lensnet`` either; ``key_value`` gists instead of embedded ones. Leaves the global
-    random state as it was.
+    Without a ``gistnet`` there is no ``lensnet`` either; ``key_value`` gists instead of embedded ones; with ``pairs`` the
+    tokenizer is another one (see ``byte_tokenizer``). Leaves the global random state as it was.
     """
     target = Path(folder)
-    base = BaseLM.from_pretrained(save_tiny(target / "base", family, seed=seed))
+    base = BaseLM.from_pretrained(save_tiny(target / "base", family, seed=seed, pairs=pairs))
     if not gistnet:
         return target
     with torch.random.fork_rng(devices=[]):

@@ -6,7 +6,7 @@ They need neither network nor GPU and take milliseconds, yet they run the family
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -119,18 +119,21 @@ def tiny_base(family: str = "llama", *, seed: int = 0, **changes: Any) -> BaseLM
     return BaseLM.wrap(tiny_model(family, seed=seed, **changes), byte_tokenizer())
 
 
-def save_tiny(folder: str | Path, family: str = "llama", *, seed: int = 0, **changes: Any) -> Path:
-    """Write model and tokenizer to ``folder``, as ``BaseLM.from_pretrained`` reads them."""
-    target = Path(folder)
-    tiny_model(family, seed=seed, **changes).save_pretrained(target)
-    byte_tokenizer().save_pretrained(target)
+def save_tiny(folder: str | Path, family: str = "llama", *, seed: int = 0, pairs: Sequence[str] = (), **changes: Any) -> Path:
+    """Write model and tokenizer to ``folder``, as ``BaseLM.from_pretrained`` reads them; ``pairs`` as ``byte_tokenizer``."""
+    target, more = Path(folder), len(pairs)
+    sizes = {"vocab_size": VOCAB + more, "eos_token_id": EOS + more, "pad_token_id": PAD + more} if more else {}
+    tiny_model(family, seed=seed, **{**sizes, **changes}).save_pretrained(target)
+    byte_tokenizer(pairs).save_pretrained(target)
     return target
 
 
-def byte_tokenizer() -> Any:
-    """One token per UTF-8 byte, plus ``<pad>`` and ``<eos>``; decodes back without loss."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    core = Tokenizer(models.BPE(vocab={symbol: i for i, symbol in enumerate(alphabet)}, merges=[]))
+def byte_tokenizer(pairs: Sequence[str] = ()) -> Any:
+    """One token per UTF-8 byte and for each of ``pairs`` of ASCII letters, plus ``<pad>`` and ``<eos>``; decodes back without
+    loss."""
+    alphabet = [*sorted(pre_tokenizers.ByteLevel.alphabet()), *pairs]
+    merges = [(pair[0], pair[1]) for pair in pairs]
+    core = Tokenizer(models.BPE(vocab={symbol: i for i, symbol in enumerate(alphabet)}, merges=merges))
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     core.decoder = decoders.ByteLevel()
     return PreTrainedTokenizerFast(

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import random
 import signal
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from killing import in_child, kill_after
 
 from megacontext.engine.bundle import Bundle, load_bundle
 from megacontext.engine.events import BlocksRegisted, Committed, Event, LayersLeftBehind, RegistStarted
@@ -149,17 +148,6 @@ def test_interrupted_anywhere_it_goes_on_where_it_was(tmp_path: Path, bundles: t
     assert messages[0] == f"Regist with {second.gists.fingerprint[:12]} of second" and "56 of" in messages[2]
 
 
-def in_child(work: Callable[[], object]) -> int:
-    """Runs `work` in a forked process; returns its exit code, negative for a signal."""
-    child = os.fork()
-    if child == 0:
-        try:
-            work()
-        finally:
-            os._exit(0)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-
-
 @pytest.mark.parametrize("kills", [4, pytest.param(60, marks=pytest.mark.slow)])
 def test_killed_at_any_moment_it_goes_on_where_it_was(tmp_path: Path, bundles: tuple[Bundle, Bundle], kills: int) -> None:
     first, second = bundles
@@ -171,12 +159,11 @@ def test_killed_at_any_moment_it_goes_on_where_it_was(tmp_path: Path, bundles: t
     tokens = memory.repository.commit().tokens
 
     def die() -> None:
-        # Nobody handles this signal, and it counts processor time: it ends the process like SIGKILL, at any instruction.
         after = dice.random() * 0.05
 
         def tell(event: Event) -> None:
             if isinstance(event, RegistStarted):
-                signal.setitimer(signal.ITIMER_PROF, after)
+                kill_after(after)
 
         regist(memory.repository, second.base, encoder, config=SMALL, listener=tell)
 
