@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+import typer
 
 from megacontext.cli import output
 from megacontext.cli.layers import coverage
@@ -12,13 +14,18 @@ if TYPE_CHECKING:
     from megacontext.engine.status import Status
 
 
-def status(call: Call) -> None:
+def status(
+    call: Call,
+    at: Annotated[
+        str | None, typer.Option(metavar="REF", help="As of this branch, tag or commit instead of the current branch.")
+    ] = None,
+) -> None:
     """Show what the memory holds: documents, tokens, and the tree over them.
 
     The tree has levels of detail (LOD): a LOD1 node stands for a block of 32 tokens, a LOD2 node for 1,024, a LOD3
     node for 32,768, and so on.
     """
-    now = call.memory().status()
+    now = call.memory().status(at)
     call.show(now.to_json(), lambda: _print(now))
 
 

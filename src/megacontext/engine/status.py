@@ -52,13 +52,13 @@ class Status:
         return {**self.__dict__, "levels": levels, "layers": [each.to_json() for each in self.layers]}
 
 
-def status_of(repository: Repository, model: str) -> Status:
-    """What the current branch holds, as read by ``model``."""
-    snapshot = repository.snapshot()
+def status_of(repository: Repository, model: str, reference: str | None = None) -> Status:
+    """What a branch (default: the current one), tag or commit holds, as read by ``model``."""
+    snapshot = repository.snapshot(reference)
     documents = list(snapshot.documents.live())
     return Status(
         path=str(repository.root),
-        branch=repository.head,
+        branch=reference or repository.head,
         commit=snapshot.commit_name,
         documents=len(documents),
         tokens=sum(document.tokens for document in documents),
