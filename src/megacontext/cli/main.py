@@ -16,6 +16,7 @@ from megacontext import __version__
 from megacontext.cli import failures, output, place
 from megacontext.cli.add import add
 from megacontext.cli.branch import branch, checkout
+from megacontext.cli.convert import convert
 from megacontext.cli.diff import diff
 from megacontext.cli.env import env
 from megacontext.cli.explain import explain
@@ -27,6 +28,7 @@ from megacontext.cli.label import label
 from megacontext.cli.log import log
 from megacontext.cli.merge import merge, revert
 from megacontext.cli.regist import regist
+from megacontext.cli.repack import repack
 from megacontext.cli.rm import rm
 from megacontext.cli.search import search
 from megacontext.cli.show import show
@@ -196,7 +198,14 @@ verb(app, "tag", "megacontext tag", "megacontext tag v1", "megacontext tag -d v1
 verb(app, "diff", "megacontext diff", "megacontext diff main experiment", "megacontext diff v1 --text notes.md")(diff)
 verb(app, "merge", "megacontext merge experiment", "megacontext merge sessions/draft --both")(merge)
 verb(app, "revert", "megacontext revert 3fa9")(revert)
+verb(
+    app,
+    "convert",
+    "megacontext convert ../other.mc --model models/other",
+    "megacontext convert ../other.mc --model models/other --all --history",
+)(convert)
 verb(app, "regist", "megacontext regist --model runs/better", "megacontext regist --remove 3fa9")(regist)
+verb(app, "repack", "megacontext repack", "megacontext repack --all --dry-run")(repack)
 verb(app, "fsck", "megacontext fsck")(fsck)
 verb(app, "env", "megacontext env")(env)
 app.add_typer(train, name="train")

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def ingest_progress() -> Iterator[Listener]:
+def ingest_progress(verb: str = "adding") -> Iterator[Listener]:
     """A listener that draws how many bytes are read and how many tokens they gave."""
     from megacontext.engine.events import nobody
 
@@ -33,23 +33,25 @@ def ingest_progress() -> Iterator[Listener]:
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=output.stderr(), transient=True) as progress:
-        yield _IngestBar(progress)
+        yield _IngestBar(progress, verb)
 
 
 class _IngestBar:
-    def __init__(self, progress: Progress) -> None:
+    def __init__(self, progress: Progress, verb: str) -> None:
         self._progress = progress
-        self._task = progress.add_task("adding", total=None, tokens=0)
+        self._task = progress.add_task(verb, total=None, tokens=0)
         self._tokens = 0
         self._size = 0
         self._done = 0
 
     def __call__(self, event: Event) -> None:
-        from megacontext.engine.events import BlocksIngested, DocumentFinished, DocumentUnchanged, IngestStarted
+        from megacontext.engine.events import BlocksIngested, ConvertStarted, DocumentFinished, DocumentUnchanged, IngestStarted
 
         part = 0.0
         if isinstance(event, IngestStarted):
             self._size = event.size
+        elif isinstance(event, ConvertStarted):
+            self._size += event.chars
         elif isinstance(event, BlocksIngested):
             self._tokens += event.tokens
             part = float(event.chars_done)

@@ -119,8 +119,10 @@ class Memory(Layered):
         """The text of blocks ``start:stop``, filling left out; the unfinished block follows its document."""
         ids, fill = snapshot.tokens(start, stop), snapshot.fill(start, stop)
         tokens = ids[np.arange(BLOCK) < fill[:, None]].tolist()
-        if stop == snapshot.blocks:
-            tokens += snapshot.open_ids.tolist()
+        # Where the conversation has no complete block yet, what ends there is another document.
+        if stop == snapshot.blocks and len(snapshot.open_ids):
+            begun = snapshot.document_of(stop).start_block
+            tokens += snapshot.open_ids.tolist() if begun < stop or start == stop else []
         text: str = self.tokenizer.decode(tokens, skip_special_tokens=True)
         return text
 

@@ -36,6 +36,12 @@ def other_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def other_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model that reads other tokens."""
+    return save_tiny_bundle(tmp_path_factory.mktemp("tokens"), seed=2, pairs=["th", "re", "tu"])
+
+
+@pytest.fixture(scope="session")
 def plain_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A base for which nothing was trained."""
     return save_tiny_bundle(tmp_path_factory.mktemp("plain"), "gpt2", gistnet=False) / "base"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from cli_kit import Cli
+from cli_kit import TEXTS, Cli
 
 
 def layers(cli: Cli, memory: Path) -> dict[str, tuple[int, int]]:
@@ -65,3 +65,28 @@ def test_a_node_has_the_gists_of_every_layer(cli: Cli, memory: Path, other_bundl
     gists = cli("-C", memory, "show", what, "--json").json["gists"]
     assert len(gists) == (2 if what == "1:0" else 0)
     assert {each["layer"] for each in gists} <= set(layers(cli, memory))
+
+
+def test_a_memory_for_another_tokenizer(cli: Cli, memory: Path, other_tokenizer: Path, tmp_path: Path) -> None:
+    refused = cli("-C", memory, "generate", "x", "--model", other_tokenizer)
+    assert refused.code == 4 and "megacontext convert" in refused.err
+    cli("-C", memory, "generate", "def alpha_1", "--session", "chat", "--max-new-tokens", "4")
+    done = cli("-C", memory, "convert", "new.mc", "--model", other_tokenizer, "--all", "--history", "--json")
+    assert done.code == 0 and done.json["lossless"]
+    assert [each["branch"] for each in done.json["branches"]] == ["main", "sessions/chat"]
+    for name in TEXTS:
+        assert cli("-C", "new.mc", "show", name).out == cli("-C", memory, "show", name).out
+    assert cli("-C", "new.mc", "generate", "and", "--session", "chat", "--max-new-tokens", "2").code == 0
+    again = cli("-C", memory, "convert", "new.mc", "--model", other_tokenizer)
+    assert again.code == 0 and "0 documents converted" in again.out and "all the same" in again.out
+    assert cli("-C", "new.mc", "fsck").code == 0
+
+
+def test_texts_that_came_out_otherwise_are_named(cli: Cli, memory: Path, other_tokenizer: Path, bundle: Path) -> None:
+    cli("-C", memory, "convert", "new.mc", "--model", other_tokenizer)
+    cli("-C", "new.mc", "label", "project/notes.md", "--add", "mine")
+    cli("-C", memory, "generate", "x", "--session", "chat", "--max-new-tokens", "1")
+    assert cli("-C", memory, "convert", "new.mc", "--model", bundle).code == 4
+    assert cli("-C", memory, "convert", "same.mc", "--model", bundle).code == 2
+    assert cli("-C", memory, "convert", "new.mc", "--model", other_tokenizer, "--all", "--branch", "main").code == 2
+    assert cli("-C", memory, "convert", "new.mc", "--model", other_tokenizer, "--all").code == 0

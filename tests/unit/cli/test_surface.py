@@ -20,8 +20,8 @@ from megacontext.cli.reference import reference
 
 ROOT = Path(__file__).parents[3]
 VERBS = (
-    "init", "add", "status", "log", "show", "search", "focus", "explain", "generate", "branch", "checkout", "fsck", "env",
-    "train", "demo", "bench",
+    "init", "add", "status", "log", "show", "search", "focus", "explain", "generate", "branch", "checkout", "tag", "diff", "merge", "revert",
+    "fsck", "env", "train", "demo", "bench",
 )  # fmt: skip
 
 
@@ -84,7 +84,7 @@ def test_light_commands_load_no_heavy_library(memory: Path) -> None:
     code = f"""
 import sys
 from megacontext.cli.main import app
-for words in (["status"], ["log", "--json"], ["show", "notes.md"], ["search", "retry"], ["branch"], ["fsck"]):
+for words in (["status"], ["log", "--json"], ["show", "notes.md"], ["search", "retry"], ["branch"], ["tag"], ["diff"], ["show", "main"], ["fsck"]):
     try:
         app(["-C", {str(memory)!r}, *words])
     except SystemExit as end:

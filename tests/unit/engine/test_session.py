@@ -137,6 +137,14 @@ def test_a_base_without_a_gistnet_works_and_says_so(tmp_path: Path, family: str)
     assert text
 
 
+def test_a_short_conversation_is_no_part_of_the_document_before_it(memory: Memory) -> None:
+    before = memory.text(memory.find_document("text:functions"))
+    with memory.session(name="short") as session:
+        session.append("hi")
+    view = memory.snapshot("sessions/short")
+    assert [memory.text(record, view) for record in view.documents.live()] == [before, "hi"]
+
+
 def test_bad_budgets_are_refused_with_what_to_do(memory: Memory) -> None:
     with pytest.raises(BudgetError, match="raise the budget"):
         SessionConfig(budget=100, recent=128)
