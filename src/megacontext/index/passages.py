@@ -59,9 +59,12 @@ def terms_of(query: str) -> list[Term]:
 
 
 def passages(snapshot: Snapshot, blocks: I64, decode: Decode) -> list[str]:
-    """The folded passages of complete blocks at int64 [k] indices, read from the snapshot."""
+    """The folded passages of complete blocks at int64 [k] indices, read from the snapshot; what is denied is empty."""
     following = np.minimum(blocks + 1, snapshot.blocks - 1)
-    same = (following > blocks) & (snapshot.documents_at(following) == snapshot.documents_at(blocks))
+    pairs = np.stack([blocks, following], axis=1)
+    same = (following > blocks) & (snapshot.shown_at(pairs.ravel())[1].reshape(-1, 2) > 0).all(axis=1)
+    documents = snapshot.documents_at(pairs[same].ravel()).reshape(-1, 2)
+    same[same] = documents[:, 0] == documents[:, 1]
     own = _tokens(snapshot, blocks, BLOCK)
     after = _tokens(snapshot, following, np.where(same, OVERLAP, 0))
     if len(snapshot.open_ids) and snapshot.document_of(snapshot.blocks).start_block < snapshot.blocks:
@@ -94,8 +97,8 @@ def occurrences(snapshot: Snapshot, blocks: I64, terms: Sequence[Term], decode: 
 
 def _tokens(snapshot: Snapshot, blocks: I64, most: int | I64) -> list[list[int]]:
     """The first real tokens of blocks [k], at most `most` (one number, or one for each)."""
-    counts = np.minimum(snapshot.fill_at(blocks), most).tolist()
-    return [row[:count] for row, count in zip(snapshot.tokens_at(blocks).tolist(), counts, strict=True)]
+    ids, fill = snapshot.shown_at(blocks)
+    return [row[:count] for row, count in zip(ids.tolist(), np.minimum(fill, most).tolist(), strict=True)]
 
 
 def _whole_or_not(text: str) -> re.Pattern[str]:

@@ -125,7 +125,7 @@ class TextIndex:
 
     def _layout(self, file: TrigramFile, snapshot: Snapshot) -> I64:
         """The first row of each piece of the timeline; indexes what is missing."""
-        key = snapshot.commit.tokens
+        key = snapshot.key
         rows = self._first_rows.get(key)
         if rows is None:
             names = snapshot.segments()

@@ -131,4 +131,4 @@ def _words_of(text: str) -> list[str]:
 def _letters(characters: np.typing.NDArray[np.uint32]) -> np.typing.NDArray[np.uint8]:
     """Characters [n, c] as five letters each, uint8 [n, 5c]."""
     letters: np.typing.NDArray[np.uint8] = _LETTERS[(characters[..., None] >> _SHIFTS) & 31]
-    return letters.reshape(len(characters), -1)
+    return letters.reshape(len(characters), characters.shape[1] * len(_SHIFTS))

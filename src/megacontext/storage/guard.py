@@ -13,7 +13,7 @@ from functools import cached_property
 
 import numpy as np
 
-from megacontext.core.node import node_blocks
+from megacontext.core.node import BoolArray, node_blocks
 from megacontext.core.ranges import BlockRange, BlockRanges, joined
 from megacontext.core.timeline import Timeline
 from megacontext.errors import AccessDenied
@@ -53,9 +53,8 @@ class Guard:
                 "timeline() shows as present, or open the memory without deny"
             )
 
-    def denied(self, start: int, stop: int) -> Array:
-        """Which of the blocks `start:stop` are denied, bool [n]."""
-        blocks = np.arange(start, stop, dtype=np.int64)
+    def denied_at(self, blocks: I64) -> BoolArray:
+        """Which of the blocks at int64 [k] indices are denied, bool [k]."""
         return self._ranges.cover(blocks, blocks + 1)
 
     def names(self, segments: list[str], blocks: int) -> list[str]:

@@ -112,9 +112,13 @@ class Snapshot:
         what is derived from whole segments, under the names of `segments`."""
         if self._guard is None:
             return self.tokens(start, stop), self.fill(start, stop)
-        ids, fill = np.zeros((stop - start, BLOCK), np.uint32), np.zeros(stop - start, np.uint8)
-        allowed = np.flatnonzero(~self._guard.denied(start, stop))
-        ids[allowed], fill[allowed] = self.tokens_at(start + allowed), self.fill_at(start + allowed)
+        return self.shown_at(np.arange(start, stop, dtype=np.int64))
+
+    def shown_at(self, blocks: I64) -> tuple[U32, U8]:
+        """The same of the blocks at int64 [k] indices: what is denied has a fill of 0."""
+        ids, fill = np.zeros((len(blocks), BLOCK), np.uint32), np.zeros(len(blocks), np.uint8)
+        there = ~self._guard.denied_at(blocks) if self._guard is not None else np.ones(len(blocks), np.bool_)
+        ids[there], fill[there] = self.tokens_at(blocks[there]), self.fill_at(blocks[there])
         return ids, fill
 
     def allowed(self, start: int, stop: int) -> list[tuple[int, int]]:
