@@ -119,7 +119,12 @@ class GistBuilder:
         return patches
 
     def encode_blocks(self, ids: U32, fill: U8 | None = None) -> F16:
-        """LOD1 gists [n, g, d] of blocks `ids` [n, 32]; any number of documents may be encoded together."""
+        """LOD1 gists [n, g, d] of blocks `ids` [n, 32]; any number of documents may be encoded together. Blank blocks, which
+        hold no real token since what was there is erased, have gists of zeros."""
+        if fill is not None and not fill.all():
+            made = np.zeros((len(ids), *self.spec.shape), np.float16)
+            made[fill > 0] = self.encode_blocks(ids[fill > 0], fill[fill > 0])
+            return made
         mask = np.ones(ids.shape, np.bool_) if fill is None else fill[:, None] > _SLOTS
         # The filling's ids mean nothing and need not even be in the vocabulary.
         tokens = np.where(mask, ids, 0).astype(np.int64)

@@ -12,9 +12,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import quote, unquote
 
-from megacontext.errors import CorruptObject, InvalidInput, RefConflict, UnknownReference
+from megacontext.errors import CorruptObject, InvalidInput, ProtectedTag, RefConflict, UnknownReference
 from megacontext.storage import files
-from megacontext.storage.hashing import is_name, sealed, unsealed
+from megacontext.storage.hashing import Json, is_name, sealed, unsealed
 
 BRANCHES = "heads"
 TAGS = "tags"
@@ -65,17 +65,34 @@ class Refs:
 
     def move(self, kind: str, name: str, before: str | None, after: str | None) -> None:
         """Sets a ref from `before` to `after` (None: not there), durably; raises RefConflict if it is
-        not at `before`."""
+        not at `before`, ProtectedTag where a protected tag would go. One that is moved stays protected."""
         with self._locked():
             now = self.read(kind, name)
             if now != before:
                 raise RefConflict(f"{name} is at {now and now[:12]}, not at {before and before[:12]}; read it again")
-            path = self._path(kind, name)
+            path, protected = self._path(kind, name), self.protected(kind, name)
+            if after is None and protected:
+                raise ProtectedTag(f"tag {name} is protected; megacontext tag --unprotect {name} lifts that", (name,))
             if after is None:
                 files.remove(path)
                 files.sync_folder(path.parent)
             else:
-                files.replace_file(path, sealed({"commit": after}))
+                files.replace_file(path, sealed({"commit": after, **({"protected": True} if protected else {})}))
+
+    def protected(self, kind: str, name: str) -> bool:
+        """Whether a ref is a protected tag: nothing that it leads to may be erased or pruned. Raises CorruptObject."""
+        return bool(_value(self._path(kind, name)).get("protected"))
+
+    def protect(self, tag: str, protected: bool = True) -> bool:
+        """Protects a tag, or lifts that, durably; False if it was so already. Raises UnknownReference."""
+        with self._locked():
+            commit = self.read(TAGS, tag)
+            if commit is None:
+                raise UnknownReference(f"no tag {tag!r}{suggestion(tag, self.names(TAGS))}")
+            if self.protected(TAGS, tag) == protected:
+                return False
+            files.replace_file(self._path(TAGS, tag), sealed({"commit": commit, **({"protected": True} if protected else {})}))
+        return True
 
     @property
     def head(self) -> str:
@@ -104,19 +121,25 @@ class Refs:
 
 
 def _read(path: Path, key: str) -> str | None:
+    content = _value(path)
+    if not content:
+        return None
+    value = content.get(key)
+    if not isinstance(value, str):
+        raise CorruptObject(f"{path} is damaged: it says no {key}")
+    return value
+
+
+def _value(path: Path) -> Json:
+    """What a small file says; nothing where there is none."""
     try:
         data = path.read_bytes()
-    except FileNotFoundError:
-        return None
-    except OSError:  # a name too long to be a file
-        return None
+    except OSError:  # none, or a name too long to be a file's
+        return {}
     try:
-        value = unsealed(data)[key]
-    except (ValueError, KeyError) as error:
+        return unsealed(data) or {"": ""}
+    except ValueError as error:
         raise CorruptObject(f"{path} is damaged: {error}") from error
-    if not isinstance(value, str):
-        raise CorruptObject(f"{path} is damaged")
-    return value
 
 
 def suggestion(name: str, known: list[str]) -> str:

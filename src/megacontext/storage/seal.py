@@ -6,7 +6,7 @@ in or where earlier commits were made.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -89,10 +89,18 @@ class Sealer:
         return self._store.put(replace(labels, before=name).to_bytes())
 
     def gists(
-        self, base: GistTree, rows: GistRows, blocks: int, tokens: MerkleList, dead: DeadRanges, overlay: Overlay = NOTHING
+        self,
+        base: GistTree,
+        rows: GistRows,
+        blocks: int,
+        tokens: MerkleList,
+        dead: DeadRanges,
+        overlay: Overlay = NOTHING,
+        erased: Sequence[tuple[int, int]] = (),
     ) -> GistTree:
         """The layer of `base` with `rows` behind its segments, up to `blocks` blocks, and with the gists of `overlay`, which
-        are those that `dead` changes. `tokens` are the token segments, whose names key the layer's."""
+        are those that `dead` changes, or that were made of blocks in the `erased` ranges. `tokens` are the token segments,
+        whose names key the layer's."""
         inner = inner_levels(self._segment)
 
         def cut(start: int, stop: int) -> bytes:
@@ -109,24 +117,27 @@ class Sealer:
         sealed = base.strand
         # What of an older layer died since: a new one has nothing that could have.
         died = dead.without(load_dead(self._reader, base.dead)) if base.blocks else []
-        if died:
-            sealed = Strand(self._remade(base, died, dead, overlay), base.strand.pages)
+        if died or erased:
+            sealed = Strand(self._remade(base, [*died, *erased], tokens, dead, overlay), base.strand.pages)
         strand = self._strand(sealed, cut, blocks, blocks, rows.source(inner, overlay))
         return GistTree(spec=base.spec, strand=strand, blocks=blocks, dead=self.dead(dead))
 
-    def _remade(self, base: GistTree, died: list[tuple[int, int]], dead: DeadRanges, overlay: Overlay) -> MerkleList:
-        """The sealed part of a layer in which blocks `died`."""
+    def _remade(
+        self, base: GistTree, changed: list[tuple[int, int]], tokens: MerkleList, dead: DeadRanges, overlay: Overlay
+    ) -> MerkleList:
+        """The sealed part of a layer over `tokens` in which ranges of blocks died or were erased."""
         segments, size, inner = base.strand.segments, self._segment, inner_levels(self._segment)
-        touched = {number for start, stop in died for number in range(start // size, -(-stop // size))}
+        touched = {number for start, stop in changed for number in range(start // size, -(-stop // size))}
         names = {}
         for number in sorted(number for number in touched if number < segments.count):
-            arrays, metadata = self._reader.tensors(merkle.get(self._reader, segments, number), GISTS)
+            arrays = self._reader.tensors(merkle.get(self._reader, segments, number), GISTS).arrays
             lods = {}
             for lod in range(1, inner + 1):
                 low, high = nodes(number * size, lod), nodes((number + 1) * size, lod)
                 lods[lod] = overlay.on_range(lod, low, high, arrays[f"lod{lod}"])
             mask = dead.mask_name(number * size, (number + 1) * size)
-            names[number] = self._store.put(gist_object(base.spec, metadata["tokens"], lods, mask))
+            over = merkle.get(self._reader, tokens, number)
+            names[number] = self._store.put(gist_object(base.spec, over, lods, mask))
         rows = {}
         for lod, index, new in overlay:
             level = lod - inner - 1

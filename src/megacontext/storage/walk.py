@@ -177,7 +177,8 @@ class Walk:
         arrays = self._reader.tensors(name, TOKENS).arrays
         _rows(arrays, {"ids": (BLOCK,), "doc": (), "fill": ()}, stop - start)
         fill, doc = arrays["fill"], arrays["doc"].astype(np.int64)
-        _expect(bool((fill >= 1).all() and (fill <= BLOCK).all()), "a block's fill is not 1 to 32")
+        _expect(bool((fill <= BLOCK).all()), "a block's fill is above 32")
+        _expect(not arrays["ids"][fill == 0].any(), "a blank block is not blank")
         _expect(bool((np.diff(doc) >= 0).all()), "its documents are out of order")
 
     def _span_piece(self, name: str, start: int, stop: int) -> None:

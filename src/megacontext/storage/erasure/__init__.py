@@ -1,0 +1,1 @@
+"""Erasing documents from everything a memory holds, with proof. See `rewrite`, `proof` and `finish`."""
