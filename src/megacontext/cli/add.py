@@ -74,6 +74,7 @@ def _facts(receipt: Receipt, skipped: list[dict[str, str]]) -> dict[str, Any]:
         "tokens": receipt.tokens,
         "blocks": receipt.blocks,
         "reused": receipt.reused,
+        "repacked": receipt.repacked,
         "commit": receipt.commit,
         "seconds": round(receipt.seconds, 3),
         "tokens_per_second": round(_speed(receipt)),
@@ -93,6 +94,7 @@ def _print(receipt: Receipt) -> None:
         ("unchanged", f"{len(receipt.unchanged):,}" if receipt.unchanged else ""),
         ("tokens", f"{receipt.tokens:,} in {receipt.blocks:,} blocks"),
         ("reused", f"{receipt.reused:,} blocks that were there before" if receipt.reused else ""),
+        ("repacked", f"{receipt.repacked:,} dead blocks left out" if receipt.repacked else ""),
         ("commit", output.short(receipt.commit)),
         ("time", f"{receipt.seconds:.1f} s, {_speed(receipt):,.0f} tokens/s"),
     ]

@@ -10,11 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_dead_documents import BASE, NET, drop, gists_are_of_live_children, text
 
+from megacontext.engine.bundle import load_bundle
 from megacontext.engine.gist_builder import GistBuilder
 from megacontext.engine.ingest import IngestConfig, Receipt, ingest
+from megacontext.engine.memory import Memory
 from megacontext.engine.repack import repack
 from megacontext.engine.sources import Source
-from megacontext.storage import Repository, Snapshot
+from megacontext.engine.tokenizer_files import tokenizer_files
+from megacontext.errors import UnknownReference
+from megacontext.storage import Repository, Snapshot, audit
 
 KEEP = IngestConfig(batch_blocks=9, repack=False)
 SPEC = GistBuilder(BASE, NET).spec
@@ -53,7 +57,7 @@ def whole(snapshot: Snapshot) -> list[bytes]:
 STEPS = st.lists(st.tuples(st.sampled_from("abcd"), st.one_of(st.none(), st.integers(1, 500))), min_size=1, max_size=7)
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=5, deadline=None)
 @given(steps=STEPS, everything=st.booleans(), talk=st.integers(0, 70))
 def test_repacking_keeps_what_lives(
     tmp_path_factory: pytest.TempPathFactory, steps: list[tuple[str, int | None]], everything: bool, talk: int
@@ -120,3 +124,80 @@ def _ending(writer):  # type: ignore[no-untyped-def]
     block, fill = np.zeros((1, 32), np.uint32), np.array([len(rest)], np.uint8)
     block[0, : len(rest)] = rest
     return GistBuilder(BASE, NET).extend(writer.written_layer(), block, fill, timeline=writer.snapshot().timeline())
+
+
+@pytest.mark.parametrize("edits", [20, pytest.param(1000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kind", ["tiny_bundle", "kv_bundle"])
+def test_after_many_edits_a_window_costs_and_reads_what_it_does_in_a_fresh_memory(
+    tmp_path: Path, kind: str, edits: int, request: pytest.FixtureRequest
+) -> None:
+    bundle = load_bundle(request.getfixturevalue(kind))
+    tokenizer = bundle.base.tokenizer_fingerprint
+    files = tokenizer_files(bundle.tokenizer)
+    edited, fresh = (
+        Memory(Repository.create(tmp_path / name, tokenizer=tokenizer, tokenizer_files=files, segment_blocks=32), bundle)
+        for name in ("edited", "fresh")
+    )
+    page = text(1, 300)
+    for memory in (edited, fresh):
+        memory.add(text=page, name="page")
+    freed = [edited.add(text=text(2, 320 + 3 * (at % 9)) + f" {at}", name="file").repacked for at in range(edits)]
+    assert sum(map(bool, freed)) >= edits // 20
+    edited.repack(everything=True)
+    fresh.add(text=text(2, 320 + 3 * ((edits - 1) % 9)) + f" {edits - 1}", name="file")
+    sides = []
+    for memory in (edited, fresh):
+        with memory.session(budget=256, policy="recency") as session:
+            session.append("alpha beta gamma")
+            session.refocus(unlimited=True)
+            window = session.window
+            sides.append((window.cost, window.lod.tolist(), window.index.tolist(), session.logits().tolist()))
+    assert sides[0] == sides[1]
+
+
+def test_old_versions_are_read_where_they_are(memory: Memory) -> None:
+    memory.add(text=text(1, 400), name="a")
+    memory.add(text=text(2, 400), name="a")
+    before = memory.snapshot()
+    old = next(record for record in before.documents if record.source == "text:a")
+    assert memory.text(old, before) == text(1, 400)
+    done = memory.repack(everything=True)
+    assert done.freed == old.blocks and memory.status().dead == 0
+    gone = memory.snapshot().documents[old.ordinal]
+    assert (gone.version, gone.blocks, gone.text_hash) == (1, 0, old.text_hash)
+    with pytest.raises(UnknownReference, match="repacked"):
+        memory.text(gone)
+    assert memory.text(old, memory.snapshot(before.commit_name)) == text(1, 400)
+    assert memory.text(memory.find_document("text:a")) == text(2, 400)
+    assert memory.diff(before.commit_name).documents == ()
+    assert [entry.act for entry in audit.read(memory.repository.root).entries] == ["repack"]
+    hits = memory.search("alpha beta")
+    assert hits and all(hit.source == "text:a" or "function" in hit.source for hit in hits)
+    assert memory.repack().freed == 0
+
+
+def test_a_repack_waits_until_it_pays(tmp_path: Path) -> None:
+    repository = create(tmp_path / "m.mc")
+    due = IngestConfig(batch_blocks=9)
+    sizes = []
+    for seed in range(10):
+        receipt = add(repository, "text:a", text(seed, 250), due)
+        sizes.append(repository.snapshot().blocks)
+        assert (receipt.repacked > 0) == (sizes[-1] < (sizes[-2] if seed else 0))
+        assert receipt.commit == repository.resolve()
+    size = min(sizes)
+    assert max(sizes) < 4 * 32 + 2 * size and sizes.count(size) >= 1
+
+
+def test_labels_move_along(memory: Memory) -> None:
+    for at in range(3):
+        memory.add(text=text(at, 200), name="draft")
+    memory.add(text=text(7, 200), name="secret", labels=["private"])
+    memory.add(text=text(8, 200), name="open")
+    memory.repack(everything=True)
+    reader = Memory.open(memory.repository.root, deny=["private"])
+    assert {record.source for record in reader.snapshot().documents.live()} == {"text:functions", "text:draft", "text:open"}
+    record = memory.find_document("text:secret")
+    snapshot = memory.snapshot()
+    assert snapshot.labels.held(["private"]) == (record.span,)
+    assert memory.text(memory.find_document("text:open")) == text(8, 200)
