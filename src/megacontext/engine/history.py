@@ -6,6 +6,7 @@ Nothing here needs a model.
 from __future__ import annotations
 
 import difflib
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -157,20 +158,20 @@ def _lines(text: str | None) -> list[str]:
 def _difference(change: Change, left: Snapshot, right: Snapshot) -> DocumentDifference:
     before, after = change.live_before, change.live_after
     old, new = _block_counts(left, before), _block_counts(right, after)
-    common = sum(min(count, new[key]) for key, count in old.items() if key in new)
+    common = (old & new).total()
     return DocumentDifference(
         source=change.source,
         before=before,
         after=after,
-        blocks_removed=sum(old.values()) - common,
-        blocks_added=sum(new.values()) - common,
+        blocks_removed=old.total() - common,
+        blocks_added=new.total() - common,
     )
 
 
-def _block_counts(snapshot: Snapshot, record: DocumentRecord | None) -> dict[bytes, int]:
+def _block_counts(snapshot: Snapshot, record: DocumentRecord | None) -> Counter[bytes]:
     """How often each block content occurs in a document; an unfinished block counts as one."""
     if record is None:
-        return {}
+        return Counter()
     blocks = snapshot.timeline().present(*record.span)
     real = np.arange(BLOCK) < snapshot.fill_at(blocks)[:, None]
     rows: NDArray[np.int64] = np.where(real, snapshot.tokens_at(blocks).astype(np.int64), -1)
@@ -178,5 +179,4 @@ def _block_counts(snapshot: Snapshot, record: DocumentRecord | None) -> dict[byt
         last = np.full((1, BLOCK), -1, np.int64)
         last[0, : len(snapshot.open_ids)] = snapshot.open_ids
         rows = np.concatenate([rows, last])
-    unique, counts = np.unique(rows, axis=0, return_counts=True)
-    return {row.tobytes(): int(count) for row, count in zip(unique, counts, strict=True)}
+    return Counter(map(bytes, rows))

@@ -15,7 +15,7 @@ import numpy as np
 
 from megacontext.core.node import BLOCK
 from megacontext.storage.commit import Commit, load_documents
-from megacontext.storage.documents import PAGE_RECORDS, DocumentRecord, load_page
+from megacontext.storage.documents import PAGE_RECORDS, DocumentRecord, load_page, load_record
 from megacontext.storage.merkle import differing, get
 from megacontext.storage.objects import ObjectReader
 from megacontext.storage.segment import Strand
@@ -88,7 +88,8 @@ class RecordPages:
     def record(self, ordinal: int) -> DocumentRecord:
         """The record with this ordinal."""
         number, slot = divmod(ordinal, PAGE_RECORDS)
-        return self.page(number)[slot]
+        page = self._name(number)
+        return load_record(self._reader, page, slot) if isinstance(page, str) else page[slot]
 
     def shared_with(self, other: RecordPages) -> int:
         """How many first pages both have in common."""

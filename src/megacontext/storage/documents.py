@@ -76,6 +76,11 @@ def load_page(reader: ObjectReader, name: str) -> list[DocumentRecord]:
     return [DocumentRecord.from_json(value) for value in reader.json(name, RECORDS)["records"]]
 
 
+def load_record(reader: ObjectReader, name: str, slot: int) -> DocumentRecord:
+    """One record of a page."""
+    return DocumentRecord.from_json(reader.json(name, RECORDS)["records"][slot])
+
+
 @dataclass(frozen=True, kw_only=True)
 class DocumentTree:
     """The root object of a commit's provenance: `count` records, and where in its text each block starts."""
@@ -131,8 +136,7 @@ class Documents:
         if ordinal >= self._sealed:
             return self._newest[ordinal - self._sealed]
         number, slot = divmod(ordinal, PAGE_RECORDS)
-        page = self._reader.json(get(self._reader, self._pages, number), RECORDS)
-        return DocumentRecord.from_json(page["records"][slot])
+        return load_record(self._reader, get(self._reader, self._pages, number), slot)
 
     def live(self) -> Iterator[DocumentRecord]:
         """What there is: the last record of each source, by ordinal, without those that were removed. Reads every page."""
