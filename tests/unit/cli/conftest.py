@@ -50,7 +50,7 @@ def plain_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def _no_memory_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Tests run in a folder of their own, without settings of whoever runs them."""
-    for name in ("MEGACONTEXT_DIR", "MEGACONTEXT_DEBUG", "MEGACONTEXT_AUTHOR"):
+    for name in ("MEGACONTEXT_DIR", "MEGACONTEXT_DENY", "MEGACONTEXT_DEBUG", "MEGACONTEXT_AUTHOR"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.chdir(tmp_path)
 
