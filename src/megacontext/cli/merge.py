@@ -66,6 +66,8 @@ def revert(
 
 
 def _print(merged: Merged, nothing: str) -> None:
+    for source in merged.refused:
+        output.warning(f"note: {source} is not taken over: it, or its text, was erased from this memory")
     if merged.nothing:
         output.line(nothing)
         return

@@ -5,7 +5,7 @@ No block passes through GistNet again; only the levels above are made for where 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike
 from megacontext.core import BLOCK
 from megacontext.engine.bundle import Bundle
 from megacontext.engine.gist_builder import F16, U8, U32, GistBuilder, NoGists
-from megacontext.engine.merge_plan import Edit
+from megacontext.engine.merge_plan import Edit, Plan, put_labels
 from megacontext.engine.remove import remove_one
 from megacontext.storage import BranchWriter, DocumentRecord, Repository, Snapshot, Transaction
 
@@ -24,16 +24,15 @@ BATCH_BLOCKS = 512
 COMMIT_BLOCKS = 32_768
 
 
-def carry_out(
-    repository: Repository, transaction: Transaction, bundle: Bundle, other: Snapshot, edits: Iterable[Edit]
-) -> tuple[str, int]:
-    """Carries out `edits` with documents of `other`, aside; returns the commit that holds the result, for the transaction to
+def carry_out(repository: Repository, transaction: Transaction, bundle: Bundle, other: Snapshot, plan: Plan) -> tuple[str, int]:
+    """Carries out `plan` with documents of `other`, aside; returns the commit that holds the result, for the transaction to
     apply, and how many blocks were written."""
     builder = GistBuilder(bundle.base, bundle.gists) if bundle.gists is not None else None
     with transaction.writer(builder.spec if builder else None) as writer:
         copying = _Copying(repository, writer, builder, other)
         start = writer.blocks
-        for edit in edits:
+        put_labels(writer, plan.labels)
+        for edit in plan.edits:
             copying(edit)
         return writer.commit(), writer.blocks - start
 

@@ -10,9 +10,10 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from megacontext.engine.merge_plan import Choice, Edit, Plan, plan_merge, plan_revert
+from megacontext.engine.merge_plan import Choice, Edit, Plan, plan_merge, plan_revert, put_labels
 from megacontext.errors import BranchLocked, InvalidInput
 from megacontext.storage import DocumentRecord, Repository, Snapshot, Transaction
+from megacontext.storage.erased import load_erased
 
 if TYPE_CHECKING:
     from megacontext.engine.bundle import Bundle
@@ -21,8 +22,9 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, kw_only=True)
 class Merged:
     """What a merge or a revert did: the branch's commit ``before`` it and now, by source what was ``added``, ``changed`` and
-    ``removed``, the ``conflicts`` that a choice decided, and how many ``blocks`` were written. A ``fast_forward`` only moved
-    the branch. ``ahead``: the other branch was being written, and what it had not committed is not in."""
+    ``removed``, the ``conflicts`` that a choice decided, what was ``refused`` since it was erased from this memory, and how
+    many ``blocks`` were written. A ``fast_forward`` only moved the branch. ``ahead``: the other branch was being written, and
+    what it had not committed is not in."""
 
     before: str
     commit: str
@@ -30,6 +32,7 @@ class Merged:
     changed: tuple[str, ...] = ()
     removed: tuple[str, ...] = ()
     conflicts: tuple[str, ...] = ()
+    refused: tuple[str, ...] = ()
     blocks: int = 0
     fast_forward: bool = False
     ahead: bool = False
@@ -71,11 +74,13 @@ class Merger:
                 return Merged(before=before, commit=before, ahead=ahead)
             ours, theirs = self._repository.snapshot(before), self._repository.snapshot(theirs_name)
             _refuse_open(ours, transaction.branch)
+            erased = load_erased(self._repository.root)
             if before in bases and _may_stand_for(theirs, ours):
-                transaction.move(theirs_name)
                 plan = Plan(edits=tuple(_as_edits(self._repository, ours, theirs)))
-                return _result(plan, before, theirs_name, theirs.blocks - ours.blocks, fast_forward=True, ahead=ahead)
-            plan = plan_merge(self._repository, ours, theirs, bases, choice, reference)
+                if not plan.without_erased(erased).refused:
+                    transaction.move(theirs_name)
+                    return _result(plan, before, theirs_name, theirs.blocks - ours.blocks, fast_forward=True, ahead=ahead)
+            plan = plan_merge(self._repository, ours, theirs, bases, choice, reference).without_erased(erased)
             text = message or f"Merge {reference}"
             return self._carry_out(transaction, plan, theirs, text, author, parents=(theirs_name,), ahead=ahead)
 
@@ -91,9 +96,9 @@ class Merger:
             after = repository.snapshot(name)
             past = repository.snapshot(commit.parents[0]) if commit.parents else None
             now = repository.snapshot(transaction.commit_name)
-            plan = plan_revert(repository, now, past, after)
+            plan = plan_revert(repository, now, past, after).without_erased(load_erased(repository.root))
             if not plan.edits:
-                return Merged(before=transaction.commit_name, commit=transaction.commit_name)
+                return _result(plan, transaction.commit_name, transaction.commit_name, 0)
             _refuse_open(now, transaction.branch)
             about = " ".join(commit.message.split())
             text = message or f"Revert {name[:12]}" + (f": {about}" if about else "")
@@ -128,7 +133,11 @@ class Merger:
         if plan.edits:
             from megacontext.engine.copying import carry_out
 
-            made, blocks = carry_out(self._repository, transaction, self._bundle(), other, plan.edits)
+            made, blocks = carry_out(self._repository, transaction, self._bundle(), other, plan)
+        elif plan.labels:
+            with transaction.writer(None) as writer:
+                put_labels(writer, plan.labels)
+                made = writer.commit()
         commit = transaction.apply(made, message=message, author=author, parents=parents)
         return _result(plan, before, commit, blocks, ahead=ahead)
 
@@ -169,6 +178,7 @@ def _result(plan: Plan, before: str, commit: str, blocks: int, *, fast_forward: 
         changed=tuple(each.source for each in edits if each.take and each.replaced),
         removed=tuple(each.source for each in edits if not each.take),
         conflicts=plan.conflicts,
+        refused=plan.refused,
         blocks=blocks,
         fast_forward=fast_forward,
         ahead=ahead,

@@ -6,13 +6,16 @@ so what one side alone changed is taken, what both changed alike is left, and wh
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
+import numpy as np
+
 from megacontext.errors import MergeConflict
-from megacontext.storage import Change, DocumentRecord, Repository, Snapshot
+from megacontext.storage import BranchWriter, Change, DocumentRecord, Repository, Snapshot
 from megacontext.storage.compare import document_tokens, last_records
+from megacontext.storage.erased import ErasedList
 from megacontext.storage.hashing import digest
 
 Choice = Literal["ours", "theirs", "both"]
@@ -40,10 +43,19 @@ class Edit:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """Everything to do, and the sources about which a choice decided."""
+    """Everything to do: ``labels`` go on blocks ``(label, start, stop)`` that are here already. ``conflicts`` are the sources
+    about which a choice decided, ``refused`` those that may not come in, since they were erased."""
 
-    edits: tuple[Edit, ...]
+    edits: tuple[Edit, ...] = ()
+    labels: tuple[tuple[str, int, int], ...] = ()
     conflicts: tuple[str, ...] = ()
+    refused: tuple[str, ...] = ()
+
+    def without_erased(self, erased: ErasedList) -> Plan:
+        """The plan without what was erased from the memory."""
+        refused = tuple(edit for edit in self.edits if edit.take and erased.reason(edit.source, edit.take.text_hash))
+        kept = tuple(edit for edit in self.edits if edit not in refused)
+        return replace(self, edits=kept, refused=tuple(edit.source for edit in refused))
 
 
 def plan_merge(
@@ -75,7 +87,8 @@ def plan_merge(
         )
     if choice == "both":
         edits += _both(repository, ours, theirs, clashes, name)
-    return Plan(edits=tuple(edits), conflicts=tuple(each.source for each in clashes))
+    labels = tuple(_missing_labels(ours, theirs))
+    return Plan(edits=tuple(edits), labels=labels, conflicts=tuple(each.source for each in clashes))
 
 
 def plan_revert(repository: Repository, now: Snapshot, before: Snapshot | None, after: Snapshot) -> Plan:
@@ -102,6 +115,33 @@ def plan_revert(repository: Repository, now: Snapshot, before: Snapshot | None, 
             tuple(clashes),
         )
     return Plan(edits=tuple(edits))
+
+
+def put_labels(writer: BranchWriter, labels: Iterable[tuple[str, int, int]]) -> None:
+    """Puts the labels of a plan where they belong."""
+    for name, start, stop in labels:
+        writer.label_blocks([name], start, stop)
+
+
+def _missing_labels(ours: Snapshot, theirs: Snapshot) -> Iterator[tuple[str, int, int]]:
+    """Labels that documents carry there and the same ones here do not. Never the other way round: a merge takes no label off,
+    so nothing is shown by it that was denied. Looks at every labelled document."""
+    spans = [np.arange(start, stop, dtype=np.int64) for held in theirs.labels.ranges.values() for start, stop in held]
+    if not spans:
+        return
+    blocks = np.concatenate(spans)
+    labelled = [theirs.documents[ordinal] for ordinal in np.unique(theirs.documents_at(blocks)).tolist()]
+    here = ours.documents.last_of(record.source for record in labelled)
+    for record in labelled:
+        twin = ours.documents[record.ordinal] if record.ordinal < len(ours.documents) else None
+        if twin is None or (twin.source, twin.text_hash, twin.span) != (record.source, record.text_hash, record.span):
+            twin = here.get(record.source)
+            if twin is None or twin.removed or content(ours, twin) != content(theirs, record):
+                continue
+        there = set(ours.labels.parts(*twin.span))
+        for name, start, stop in theirs.labels.parts(*record.span):
+            if (name, start, stop) not in there:
+                yield name, twin.start_block + start, twin.start_block + min(stop, twin.blocks)
 
 
 def content(snapshot: Snapshot, record: DocumentRecord | None) -> Content:

@@ -10,6 +10,7 @@ import pytest
 from megacontext.engine.gist_builder import GistBuilder
 from megacontext.engine.memory import Memory
 from megacontext.errors import BranchLocked, InvalidInput, MergeConflict, UnknownReference
+from megacontext.storage.erased import load_erased, save_erased
 
 
 @pytest.fixture(autouse=True)
@@ -249,3 +250,56 @@ def test_the_first_commit_can_be_reverted_too(memory: Memory) -> None:
     assert memory.snapshot().timeline().live_blocks == 0
     root = [name for name, _ in memory.log()][-1]
     assert memory.revert(root).nothing
+
+
+def test_a_merge_takes_labels_along_and_takes_none_off(forked: Memory) -> None:
+    forked.label("text:kept", add=["secret"], branch="other")
+    forked.label("text:theirs", lines=(1, 2), add=["draft"], branch="other")
+    forked.label("text:ours", add=["mine"], branch="main")
+    merged = forked.merge("other")
+    assert set(forked.labels()) == {"secret", "draft", "mine"}
+    assert forked.labels_of("text:kept").blocks == {"secret": 1}
+    half = forked.labels_of("text:theirs")
+    assert 0 < half.blocks["draft"] < half.of
+    forked.label("text:theirs", remove=["draft"], branch="other")
+    forked.label("text:kept", remove=["secret"], branch="other")
+    put(forked, "other", more="more\n")
+    forked.merge("other", branch="main")
+    assert set(forked.labels("main")) == {"secret", "draft", "mine"}
+    forked.label("text:edited", add=["late"], branch="other")
+    commit = forked.repository.refs.branch("main")
+    labelled = forked.merge("other", branch="main")
+    assert (labelled.added, labelled.changed, labelled.removed) == ((), (), ()) and labelled.blocks == 0
+    assert labelled.before == commit != labelled.commit and "late" in forked.labels("main")
+    forked.checkout("main")
+    forked.drop_session("other")
+    denied = Memory.open(forked.repository.root, deny=["secret", "late"])
+    assert {each.source for each in denied.snapshot().documents.live()} == {
+        "text:functions",
+        "text:theirs",
+        "text:ours",
+        "text:more",
+    }
+    assert merged.commit != labelled.commit
+    check_gists(forked)
+
+
+def test_what_was_erased_does_not_come_back(forked: Memory) -> None:
+    removed = forked.remove("text:ours").commit
+    forked.branch("ahead")
+    put(forked, "ahead", far="far\n", near="near\n")
+    forked.checkout("main")
+    root = forked.repository.root
+    save_erased(root, load_erased(root).with_erased(["text:theirs", "text:ours", "text:far"], []))
+    merged = forked.merge("other")
+    assert merged.refused == ("text:theirs",) and merged.changed == ("text:edited",)
+    assert forked.revert(removed).refused == ("text:ours",)
+    onward = forked.merge("ahead")
+    assert (onward.refused, onward.added, onward.fast_forward) == (("text:far",), ("text:near",), False)
+    assert held(forked).keys() == {"kept", "edited", "near"}
+    put(forked, "main", fresh="fresh\n")
+    forked.branch("straight")
+    put(forked, "straight", theirs="zebra quagga\n" * 30)
+    straight = forked.merge("straight", branch="main")
+    assert straight.refused == ("text:theirs",) and not straight.fast_forward
+    assert "theirs" not in held(forked, "main")
