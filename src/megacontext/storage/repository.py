@@ -17,12 +17,13 @@ from megacontext.errors import (
     UnknownReference,
 )
 from megacontext.storage import files
-from megacontext.storage.access import Access, refuse_denied
+from megacontext.storage.access import Access, refuse_denied, shown_commit
 from megacontext.storage.ancestry import merge_bases
 from megacontext.storage.commit import Commit, load_commit
 from megacontext.storage.compare import Change, commit_changes, shown_changes, snapshot_changes
 from megacontext.storage.documents import DocumentTree
 from megacontext.storage.drop import LayerDrop
+from megacontext.storage.erasure.finish import resume
 from megacontext.storage.fsck import Report, check
 from megacontext.storage.gists import LayerSpec
 from megacontext.storage.guard import Guard
@@ -36,6 +37,7 @@ from megacontext.storage.layers import LayerWriter
 from megacontext.storage.objects import ObjectReader
 from megacontext.storage.place import FOLDERS, INFO, Place, local_store
 from megacontext.storage.refs import BRANCHES, TAGS, Refs, check_name, suggestion
+from megacontext.storage.repacker import Repacker
 from megacontext.storage.segment import SEGMENT_BLOCKS, TokenTree
 from megacontext.storage.snapshot import Snapshot
 from megacontext.storage.state import Base, BranchState, journal_spec
@@ -111,8 +113,10 @@ class Repository:
 
     @classmethod
     def open(cls, path: Path | str, *, deny: Iterable[str] = ()) -> Repository:
-        """Opens a memory. Raises MemoryNotFound, CorruptObject, FormatVersionError."""
+        """Opens a memory. Raises MemoryNotFound, CorruptObject, FormatVersionError. An erasure that a crash interrupted is
+        finished first."""
         root = Path(path)
+        resume(root)
         return cls(root, read_info(root), deny)
 
     @property
@@ -177,14 +181,14 @@ class Repository:
 
     def commit(self, reference: str | None = None) -> Commit:
         """The commit that a reference stands for."""
-        return load_commit(self._place.reader, self.resolve(reference))
+        return shown_commit(load_commit(self._place.reader, self.resolve(reference)), whole=not self.deny)
 
     def history(self, reference: str | None = None) -> Iterator[tuple[str, Commit]]:
         """Names and commits from a reference back to the first, along first parents."""
         name: str | None = self.resolve(reference)
         while name:
             commit = load_commit(self._place.reader, name)
-            yield name, commit
+            yield name, shown_commit(commit, whole=not self.deny)
             name = commit.parents[0] if commit.parents else None
 
     def snapshot(self, reference: str | None = None) -> Snapshot:
@@ -233,6 +237,10 @@ class Repository:
     def transaction(self, branch: str | None = None) -> Transaction:
         """Takes a branch for a change that readers see at once or never. Raises BranchLocked, UnknownReference."""
         return Transaction(self._place, branch or self.head)
+
+    def repacker(self, branch: str | None = None) -> Repacker:
+        """Takes a branch for leaving out what is dead. Raises BranchLocked, UnknownReference."""
+        return Repacker(self._place, branch or self.head)
 
     def add_layer(self, spec: LayerSpec, branch: str | None = None) -> LayerWriter:
         """Takes a branch for laying a gist layer over the tokens it holds already, or for extending one."""
