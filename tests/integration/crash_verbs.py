@@ -1,32 +1,27 @@
-"""The verbs that `test_crash_verbs` interrupts, one row each, and the nursery: a process that has loaded everything, and in
-which each attempt is a child of its own that may be killed.
-
-As a program: `python crash_verbs.py BUNDLE` reads one JSON object a line, such as
-`{"verb": "merge", "memory": …, "log": …, "fate": "kill", "at": 17}`, and answers each with the child's exit code.
-"""
+"""The verbs that `test_crash_verbs` interrupts, one row each, and what a process does that is interrupted."""
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
-import sys
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from megacontext.engine.bundle import Bundle, load_bundle
+from megacontext.engine.bundle import Bundle
+from megacontext.engine.erase import Eraser
 from megacontext.engine.ingest import IngestConfig, ingest
 from megacontext.engine.memory import Memory
+from megacontext.engine.repack import repack
 from megacontext.engine.sources import find_sources
 from megacontext.engine.tokenizer_files import tokenizer_files
-from megacontext.errors import MegaContextError
+from megacontext.errors import MegaContextError, UnknownReference
 from megacontext.storage import Repository
 from megacontext.storage.garbage import collect
-from megacontext.testing.faults import Fate, Faults
+from megacontext.testing.faults import Faults
 
 Tell = Callable[[], None]
 SEGMENT_BLOCKS = 32
@@ -36,11 +31,10 @@ SEGMENT_BLOCKS = 32
 @dataclass(frozen=True, kw_only=True)
 class Verb:
     """``act`` does it, wherever an interrupted attempt has left it, and calls ``tell`` after every acknowledgement; ``prepare``
-    makes the memory ready for it. ``steady``: what a reader sees does not change at all."""
+    makes the memory ready for it."""
 
     act: Callable[[Memory, Tell], object]
     prepare: Callable[[Memory], object] = lambda memory: None
-    steady: bool = False
 
 
 def text_of(name: str, characters: int) -> str:
@@ -153,6 +147,32 @@ def gc(memory: Memory, tell: Tell) -> None:
     tell()
 
 
+def outdate(memory: Memory) -> None:
+    """More dead blocks than live ones, on a branch that an old commit has a tag on."""
+    memory.tag("old")
+    for number in range(3):
+        memory.add(text=text_of(f"kept {number}", 1400), name="kept")
+
+
+def leave_out(memory: Memory, tell: Tell) -> None:
+    repack(memory.repository, memory.bundle.base, memory.bundle.gists)
+    tell()
+
+
+def spread(memory: Memory) -> None:
+    """A document that goes stands in two branches and a tag."""
+    fork(memory)
+    memory.tag("old", "other")
+    memory.add(text=text_of("gone anew", 300), name="gone")
+
+
+def erase(memory: Memory, tell: Tell) -> None:
+    eraser = Eraser(memory.repository, lambda: memory.tokenizer, lambda: (memory.bundle.base, memory.bundle.gists))
+    with suppress(UnknownReference):
+        eraser.erase(eraser.outlook(["text:gone"]))
+    tell()
+
+
 VERBS = {
     "append one large": Verb(act=add_long),
     "append many": Verb(act=add_many),
@@ -162,16 +182,17 @@ VERBS = {
     "merge": Verb(act=merge, prepare=fork),
     "revert": Verb(act=revert, prepare=mistake),
     "move refs": Verb(act=refs),
-    "gc": Verb(act=gc, prepare=litter, steady=True),
+    "repack": Verb(act=leave_out, prepare=outdate),
+    "erase": Verb(act=erase, prepare=spread),
+    "gc": Verb(act=gc, prepare=litter),
 }
 
 
-def create(path: Path, bundle: Bundle, folder: Path) -> Memory:
+def create(path: Path, bundle: Bundle) -> Memory:
     """A memory with small segments, three documents, and an empty branch `bare`."""
     repository = Repository.create(
         path,
         tokenizer=bundle.base.tokenizer_fingerprint,
-        model=str(folder),
         tokenizer_files=tokenizer_files(bundle.tokenizer),
         segment_blocks=SEGMENT_BLOCKS,
         created=1.0,
@@ -183,62 +204,32 @@ def create(path: Path, bundle: Bundle, folder: Path) -> Memory:
     return memory
 
 
-def attempt(bundle: Bundle, folder: Path, order: dict[str, Any]) -> int:
-    """One child's work; its exit code. What happened goes to the log, line by line."""
-    log = os.open(order["log"], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-    note, verb, path = os.write, VERBS[order["verb"]], Path(order["memory"])
-    if order.get("prepare"):
-        verb.prepare(create(path, bundle, folder))
-        return 0
+def attempt(bundle: Bundle, path: Path, verb: str, log: Path, faults: Faults, keep: Path | None = None) -> None:
+    """Does a verb under `faults`; what a process does that may be killed. What happens goes to the log, line by line; `keep`:
+    where a copy of the memory goes after each acknowledgement."""
+    lines = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    write, acknowledged = os.write, 0
     memory = Memory(Repository.open(path), bundle)
-    acknowledged = 0
+
+    def note(*words: object) -> None:
+        write(lines, (" ".join(map(str, words)) + "\n").encode())
 
     def tell() -> None:
         nonlocal acknowledged
         acknowledged += 1
-        note(log, b"acknowledged\n")
-        if order.get("keep"):
+        note("acknowledged")
+        if keep is not None:
             with faults.paused():
-                shutil.copytree(path, Path(order["keep"]) / str(acknowledged))
+                shutil.copytree(path, keep / str(acknowledged))
 
-    faults = Faults(
-        Fate(order["fate"]), order["at"], synced=lambda inode, size: note(log, f"synced {inode} {size}\n".encode()) and None
-    )
+    faults.synced = lambda inode, size: note("synced", inode, size)
     try:
         with faults.installed():
-            verb.act(memory, tell)
+            VERBS[verb].act(memory, tell)
     except MegaContextError as error:
-        note(log, f"failed {type(error).__name__}\n".encode())
         if not faults.happened:
             raise
         # The disk is as it should be again, and the same process goes on.
-        verb.act(memory, lambda: None)
-        note(log, b"recovered\n")
-    note(log, f"steps {faults.count}\n".encode())
-    return 0
-
-
-def main(folder: Path) -> None:
-    """Children one after the other, as they are ordered."""
-    import torch
-
-    torch.set_num_threads(1)
-    bundle = load_bundle(folder)
-    for line in sys.stdin:
-        child = os.fork()
-        if child == 0:
-            code = 1
-            try:
-                code = attempt(bundle, folder, json.loads(line))
-            except BaseException:
-                import traceback
-
-                traceback.print_exc()
-            finally:
-                os._exit(code)
-        _, status = os.waitpid(child, 0)
-        print(os.waitstatus_to_exitcode(status), flush=True)
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+        VERBS[verb].act(memory, lambda: None)
+        note("recovered", type(error).__name__)
+    note("steps", faults.count)

@@ -8,26 +8,24 @@ fails, a disk that is full. A verb is a row of `crash_verbs.VERBS`.
 from __future__ import annotations
 
 import itertools
-import json
 import os
 import random
 import shutil
-import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import crash_verbs
 import pytest
-from crash_verbs import VERBS
+from crash_verbs import VERBS, attempt, create
 
+from megacontext.engine.bundle import load_bundle
 from megacontext.storage import Repository
 from megacontext.storage.compare import document_tokens
 from megacontext.storage.hashing import digest
-from megacontext.testing.faults import Fate
+from megacontext.testing.faults import Fate, Faults
+from megacontext.testing.killing import in_child
 from megacontext.testing.tiny_bundle import save_tiny_bundle
 
 KILLED = -9
@@ -61,8 +59,7 @@ class Told:
 
     acknowledged: int = 0
     steps: int = 0
-    failed: str = ""
-    recovered: bool = False
+    recovered_from: str = ""
     synced: dict[int, int] = field(default_factory=dict)
 
     @classmethod
@@ -73,10 +70,8 @@ class Told:
                 told.acknowledged += 1
             elif kind == "steps":
                 told.steps = int(rest[0])
-            elif kind == "failed":
-                told.failed = rest[0]
             elif kind == "recovered":
-                told.recovered = True
+                told.recovered_from = rest[0]
             elif kind == "synced":
                 told.synced[int(rest[0])] = int(rest[1])
         return told
@@ -91,58 +86,44 @@ class Undisturbed:
     steps: int
 
 
-class Nursery:
-    """The process whose children act, and the memories that they act on."""
+class Memories:
+    """The memories that verbs act on, below one folder."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._numbers = itertools.count()
         self._known: dict[str, Undisturbed] = {}
-        bundle = save_tiny_bundle(folder / "bundle", lensnet=False)
-        command = [sys.executable, crash_verbs.__file__, str(bundle)]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.bundle = load_bundle(save_tiny_bundle(folder / "bundle", lensnet=False))
 
     def place(self) -> Path:
         """A path where nothing is yet."""
         return self._folder / str(next(self._numbers))
 
-    def run(self, verb: str, memory: Path, log: Path, **order: Any) -> int:
-        """Has a child act, and gives its exit code."""
-        assert self._process.stdin is not None and self._process.stdout is not None
-        self._process.stdin.write(json.dumps({"verb": verb, "memory": str(memory), "log": str(log), **order}) + "\n")
-        self._process.stdin.flush()
-        return int(self._process.stdout.readline())
+    def act(self, verb: str, memory: Path, faults: Faults, keep: Path | None = None) -> tuple[int, Told]:
+        """Has a process do it; its exit code, and what it told."""
+        log = self.place()
+        code = in_child(lambda: attempt(self.bundle, memory, verb, log, faults, keep))
+        return code, Told.read(log)
 
     def undisturbed(self, verb: str) -> Undisturbed:
         """Measured once for each verb."""
         if verb not in self._known:
-            before, after, log, keep = (self.place() for _ in range(4))
-            assert self.run(verb, before, log, prepare=True) == 0
+            before, after, keep = (self.place() for _ in range(3))
+            VERBS[verb].prepare(create(before, self.bundle))
             shutil.copytree(before, after)
-            assert self.run(verb, after, log, fate=Fate.NOTHING, at=0, keep=str(keep)) == 0
-            told = Told.read(log)
+            code, told = self.act(verb, after, Faults(), keep)
+            assert code == 0
             states = [seen(before), *(seen(keep / str(number + 1)) for number in range(told.acknowledged))]
             assert states[-1] == seen(after) and Repository.open(after).fsck().clean
             self._known[verb] = Undisturbed(before, states, told.steps)
         return self._known[verb]
 
-    def close(self) -> None:
-        """Ends the process."""
-        assert self._process.stdin is not None and self._process.stdout is not None
-        self._process.stdin.close()
-        self._process.stdout.close()
-        self._process.wait()
-
 
 @pytest.fixture(scope="module")
-def nursery() -> Iterator[Nursery]:
+def memories() -> Iterator[Memories]:
     shared = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
     with tempfile.TemporaryDirectory(dir=shared, prefix="megacontext-test-") as folder:
-        made = Nursery(Path(folder))
-        try:
-            yield made
-        finally:
-            made.close()
+        yield Memories(Path(folder))
 
 
 def lose_unsynced(memory: Path, synced: dict[int, int], end: str, dice: random.Random) -> None:
@@ -156,18 +137,17 @@ def lose_unsynced(memory: Path, synced: dict[int, int], end: str, dice: random.R
             journal.write_bytes(data[:at] + (bytes(found.st_size - at) if end == ZEROED else b""))
 
 
-def interrupt(nursery: Nursery, verb: str, end: str, dice: random.Random) -> None:
+def interrupt(memories: Memories, verb: str, end: str, dice: random.Random) -> None:
     """One attempt that ends so at a random step, what has to hold then, and the same verb again."""
-    known, memory, log = nursery.undisturbed(verb), nursery.place(), nursery.place()
+    known, memory = memories.undisturbed(verb), memories.place()
     shutil.copytree(known.before, memory)
     at, killed = dice.randint(1, known.steps), end not in (Fate.ERROR, Fate.FULL)
-    fate = end if end in set(Fate) else Fate.KILL
+    fate = end if isinstance(end, Fate) else Fate.KILL
     about = f"{verb}, {end} at step {at} of {known.steps}"
-    code, told = nursery.run(verb, memory, log, fate=fate, at=at), Told.read(log)
+    code, told = memories.act(verb, memory, Faults(fate, at))
     # Threads sync side by side, so that the last steps may be other ones, or one fewer.
     assert code == (KILLED if killed else 0) or (code == 0 and at > told.steps), about
-    if told.recovered:
-        assert told.failed in ("StorageError", "StorageFull"), about
+    assert told.recovered_from in ("", "StorageError", "StorageFull"), about
     if killed:
         lose_unsynced(memory, told.synced, end, dice) if end in (TORN, ZEROED) else None
         # What was being done when it ended may have been done.
@@ -177,7 +157,7 @@ def interrupt(nursery: Nursery, verb: str, end: str, dice: random.Random) -> Non
         assert seen(memory) == known.states[-1], about
     report = Repository.open(memory).fsck()
     assert report.clean, (about, report.findings)
-    assert nursery.run(verb, memory, log, fate=Fate.NOTHING, at=0) == 0, about
+    assert memories.act(verb, memory, Faults())[0] == 0, about
     assert seen(memory) == known.states[-1], about
     assert Repository.open(memory).fsck().clean, about
     shutil.rmtree(memory)
@@ -185,19 +165,19 @@ def interrupt(nursery: Nursery, verb: str, end: str, dice: random.Random) -> Non
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("verb", "number"), [(verb, number) for number, verb in enumerate(VERBS)])
-def test_what_a_verb_does_is_done_or_not(nursery: Nursery, verb: str, number: int) -> None:
+def test_what_a_verb_does_is_done_or_not(memories: Memories, verb: str, number: int) -> None:
     dice = random.Random(verb)
     # A few of each: with all verbs, every end comes several times.
     for end in (Fate.KILL, ENDS[1 + number % 5], ENDS[1 + (number + 2) % 5]):
-        interrupt(nursery, verb, end, dice)
+        interrupt(memories, verb, end, dice)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 @pytest.mark.skipif(not os.environ.get(LONG), reason=f"takes minutes: set {LONG}=1")
-def test_two_hundred_times(nursery: Nursery) -> None:
+def test_two_hundred_times(memories: Memories) -> None:
     seed = random.SystemRandom().randrange(10**9)
     print(f"seed {seed}")
     dice = random.Random(seed)
     for verb, end in itertools.islice(itertools.cycle(itertools.product(VERBS, ENDS)), 200):
-        interrupt(nursery, verb, end, dice)
+        interrupt(memories, verb, end, dice)

@@ -38,14 +38,12 @@ class Faults:
     """Counts steps, and at step ``at`` (from 1) lets ``fate`` happen. ``synced(inode, size)`` is told of every file whose
     content has become durable."""
 
-    def __init__(
-        self, fate: Fate = Fate.NOTHING, at: int = 0, *, synced: Callable[[int, int], None] = lambda inode, size: None
-    ) -> None:
+    def __init__(self, fate: Fate = Fate.NOTHING, at: int = 0) -> None:
         self.fate = fate
         self.at = at
         self.count = 0
         self.happened = False
-        self._synced = synced
+        self.synced: Callable[[int, int], object] = lambda inode, size: None
         self._paused = False
 
     @contextmanager
@@ -79,7 +77,7 @@ class Faults:
             result = real(*arguments, **options)
             if name in ("fsync", "fdatasync"):
                 found = os.fstat(arguments[0])
-                self._synced(found.st_ino, found.st_size)
+                self.synced(found.st_ino, found.st_size)
             return result
 
         return step

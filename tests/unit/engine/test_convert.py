@@ -9,13 +9,13 @@ import time
 from pathlib import Path
 
 import pytest
-from killing import in_child, kill_after
 
 from megacontext.engine.convert import differing, origin_of
 from megacontext.engine.events import ConvertStarted, Event
 from megacontext.engine.memory import Memory
 from megacontext.errors import AccessDenied, InvalidInput, UnknownReference
 from megacontext.testing.content import content_of
+from megacontext.testing.killing import in_child, kill_after
 from megacontext.testing.tiny_bundle import save_tiny_bundle
 
 CODE = [f"def part_{at}(there):\n    return there * {at}\n\n" * 9 for at in range(4)]

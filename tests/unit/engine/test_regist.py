@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from killing import in_child, kill_after
 
 from megacontext.engine.bundle import Bundle, load_bundle
 from megacontext.engine.events import BlocksRegisted, Committed, Event, LayersLeftBehind, RegistStarted
@@ -19,6 +18,7 @@ from megacontext.engine.tokenizer_files import tokenizer_files
 from megacontext.errors import ConfigError, InvalidInput, LayerBehind, ModelMismatch, UnknownReference
 from megacontext.storage import Repository
 from megacontext.testing.content import content_of
+from megacontext.testing.killing import in_child, kill_after
 from megacontext.testing.tiny_bundle import save_tiny_bundle
 
 TEXTS = [f"def part_{at}(a):\n    return a * {at}\n\n" * 12 for at in range(6)]

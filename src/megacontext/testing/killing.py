@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import os
 import signal
+import traceback
 from collections.abc import Callable
 
 
 def in_child(work: Callable[[], object]) -> int:
-    """Runs `work` in a forked process; returns its exit code, negative for a signal."""
+    """Runs `work` in a forked process; returns its exit code: 0, 1 for an error (which is printed), negative for a signal."""
     child = os.fork()
     if child == 0:
+        code = 1
         try:
             work()
+            code = 0
+        except BaseException:
+            traceback.print_exc()
         finally:
-            os._exit(0)
+            os._exit(code)
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
