@@ -22,6 +22,7 @@ from megacontext.storage import tar
 from megacontext.storage.closure import Closure
 from megacontext.storage.commit import KIND as COMMIT
 from megacontext.storage.commit import load_commit
+from megacontext.storage.erased import load_erased
 from megacontext.storage.hashing import digest
 from megacontext.storage.info import damaged_files
 from megacontext.storage.journal import journal_frames
@@ -106,6 +107,7 @@ def prepare_export(
         branches={name: alone[commit] for name, commit in heads.items()},
         tags={name: alone.get(commit, commit) for name, commit in tags.items() if commit in exported},
         history=history,
+        erased=load_erased(root),
         objects=len(listed),
         object_bytes=sum(size for size, _ in listed.values()),
     )

@@ -149,6 +149,18 @@ def replace_file(path: Path, data: bytes) -> None:
     install(prepare(path, data), path)
 
 
+def write_whole(path: Path, parts: Iterable[bytes | memoryview]) -> None:
+    """Writes a new file durably: it has its name once all of it is on the disk."""
+    temporary = path.with_name(f".{path.name}.part")
+    create_from(temporary, parts)
+    try:
+        sync_file(temporary)
+        install(temporary, path)
+    except BaseException:
+        remove(temporary)
+        raise
+
+
 class FileLock:
     """A lock that the operating system drops when the process ends, however it ends."""
 

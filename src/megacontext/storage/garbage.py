@@ -22,6 +22,7 @@ from megacontext.storage import files
 from megacontext.storage.closure import ORIGINAL, Closure, Named
 from megacontext.storage.commit import KIND as COMMIT
 from megacontext.storage.documents import RECORDS
+from megacontext.storage.erasure.intent import load_intent
 from megacontext.storage.format import check_writable
 from megacontext.storage.info import read_info
 from megacontext.storage.journal import JournalContent, RecordKind, originals, read_journal
@@ -75,7 +76,7 @@ def collect(root: Path, *, grace: float = GRACE, dry_run: bool = False, held: Co
         check_writable(root, info.format)
     with ExitStack() as stack:
         if grace == 0 and not dry_run:
-            stack.enter_context(_nobody_writes(root, held))
+            stack.enter_context(nobody_writes(root, held))
         return _Collector(root, grace, dry_run, held).run()
 
 
@@ -148,6 +149,10 @@ class _Collector:
             content = _read_journal(path)
             if content is not None:
                 yield from self._of_journal(content)
+        # An erasure that has begun goes to commits that nothing else names yet.
+        if (intent := load_intent(self._root)) is not None:
+            new = set(intent.renamed.values()) - intent.renamed.keys()
+            yield from (Named(name, COMMIT) for name in new if self._store.has(name))
         refs = Refs(self._root)
         for kind in sorted(folder.name for folder in (self._root / "refs").iterdir() if folder.is_dir()):
             for name in refs.names(kind):
@@ -192,7 +197,7 @@ def _read_journal(path: Path) -> JournalContent | None:
 
 
 @contextmanager
-def _nobody_writes(root: Path, held: Collection[str]) -> Iterator[None]:
+def nobody_writes(root: Path, held: Collection[str] = ()) -> Iterator[None]:
     """All branches that are not `held`, and the importing of archives, for ourselves."""
     with ExitStack() as stack:
         names = [quoted(name) for name in Refs(root).names(BRANCHES) if name not in held]

@@ -17,14 +17,21 @@ from typing import BinaryIO
 
 from megacontext.errors import (
     ArchiveError,
+    BranchLocked,
     CorruptObject,
+    Erased,
     InvalidInput,
     MegaContextError,
     MissingObject,
     ModelMismatch,
     StorageFull,
 )
-from megacontext.storage import files
+from megacontext.storage import audit, files
+from megacontext.storage.closure import Closure
+from megacontext.storage.documents import RECORDS, load_page
+from megacontext.storage.erased import load_erased, take_in
+from megacontext.storage.erasure.finish import erasing
+from megacontext.storage.erasure.intent import load_intent
 from megacontext.storage.format import FORMAT, check_writable
 from megacontext.storage.fsck import check_commits
 from megacontext.storage.garbage import IMPORTS
@@ -40,8 +47,8 @@ from megacontext.storage.manifest import (
     parse_list,
     parse_manifest,
 )
-from megacontext.storage.objects import LocalObjectStore
-from megacontext.storage.place import FOLDERS, INFO
+from megacontext.storage.objects import LocalObjectStore, ObjectReader
+from megacontext.storage.place import FOLDERS, INFO, local_store
 from megacontext.storage.refs import BRANCHES, TAGS, Refs, check_name
 from megacontext.storage.tar import Member, members
 
@@ -72,7 +79,8 @@ def import_archive(
 
     Raises ArchiveError for an archive that is cut, damaged or hostile, FormatVersionError for one of a newer version,
     ModelMismatch where the memory's tokenizer is another one, InvalidInput for names that are taken or are none,
-    BranchLocked while another archive is imported, StorageFull. Whatever is raised, nothing was imported.
+    Erased for a document that may not come back, BranchLocked while another archive is imported, StorageFull. Whatever is
+    raised, nothing was imported.
     """
     if (path / INFO).exists():
         return _into_memory(source, path, prefix, progress)
@@ -97,7 +105,13 @@ def _into_memory(source: BinaryIO, root: Path, prefix: str, progress: Progress) 
             if refs.read(kind, name) not in (None, commit):
                 raise InvalidInput(f"{name!r} is there already and is something else; import under another name (--as)")
         new = archive.receive(root, progress)
-        _name(refs, named)
+        with erasing(root):
+            if load_intent(root) is not None:
+                raise BranchLocked("documents are being erased from this memory: run megacontext erase --finish first")
+            archive.check_erased(root)
+            take_in(root, archive.manifest.erased)
+            _name(refs, named)
+        _log(root, archive, named, new)
     return archive.imported(root, named, new)
 
 
@@ -117,9 +131,12 @@ def _into_new(source: BinaryIO, path: Path, progress: Progress) -> Imported:
             for name, data in archive.tokenizer.items():
                 files.replace_file(aside / "tokenizer" / name, data)
             new = archive.receive(aside, progress)
+            take_in(aside, archive.manifest.erased)
+            archive.check_erased(aside)
             refs = Refs(aside)
             _name(refs, list(archive.refs()))
             refs.set_head(archive.manifest.head)
+            _log(aside, archive, list(archive.refs()), new)
             files.replace_file(aside / INFO, replace(archive.manifest.memory, format=FORMAT).to_bytes())
             files.rename(aside, path)
             files.sync_folder(path.parent)
@@ -166,6 +183,10 @@ def _name(refs: Refs, named: list[Ref]) -> None:
             with suppress(MegaContextError):
                 refs.move(kind, name, commit, None)
         raise
+
+
+def _log(root: Path, archive: _Archive, named: list[Ref], new: int) -> None:
+    audit.append(root, "import", {"refs": len(named), "objects": archive.manifest.objects, "new": new})
 
 
 class _Received(LocalObjectStore):
@@ -244,6 +265,20 @@ class _Archive:
             raise ArchiveError(f"this archive holds what is no memory: {findings[0]}")
         if idle := self._listed.keys() - reached:
             raise ArchiveError(f"no branch of this archive needs object {min(idle)}, which it holds")
+
+    def check_erased(self, root: Path) -> None:
+        """Raises Erased for a document that was erased from the memory at `root`, where the objects are by now."""
+        erased = load_erased(root)
+        if not erased:
+            return
+        reader = ObjectReader(local_store(root, "unused"), keep=256)
+        for named in Closure(reader).of(commit for _, _, commit in self.refs()):
+            for record in load_page(reader, named.name) if named.kind == RECORDS else ():
+                if reason := erased.refuses(record):
+                    raise Erased(
+                        f"{record.source} of this archive may not come in: {reason}; nothing was imported; export "
+                        "branches without it"
+                    )
 
     def _next(self, name: str, size: int | None = None) -> Member:
         member = next(self._members, None)

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 
 from megacontext.errors import ArchiveError, CorruptObject, FormatVersionError, InvalidInput
+from megacontext.storage.erased import ErasedList
 from megacontext.storage.hashing import Json, is_name
 from megacontext.storage.info import MemoryInfo, parse_info
 from megacontext.storage.refs import check_name
@@ -41,20 +42,23 @@ class Listed(dict[str, tuple[int, str]]):
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
     """`branches` and `tags` name commits, `head` is the current branch. `history` says whether the commits before those are
-    in the archive; without it they have no parents. `objects` objects of `object_bytes` bytes follow."""
+    in the archive; without it they have no parents. `erased` is the list of what may not come back. `objects` objects of
+    `object_bytes` bytes follow."""
 
     memory: MemoryInfo
     head: str
     branches: Mapping[str, str]
     tags: Mapping[str, str]
     history: bool
+    erased: ErasedList
     objects: int
     object_bytes: int
     version: int = VERSION
 
     def to_bytes(self) -> bytes:
         """The content of manifest.json."""
-        return json.dumps({"kind": KIND, **asdict(self)}, indent=1, sort_keys=True).encode() + b"\n"
+        plain = {**vars(self), "memory": asdict(self.memory), "erased": self.erased.to_json() if self.erased else None}
+        return json.dumps({"kind": KIND, **plain}, indent=1, sort_keys=True).encode() + b"\n"
 
 
 def parse_manifest(data: bytes) -> Manifest:
@@ -71,6 +75,7 @@ def parse_manifest(data: bytes) -> Manifest:
     try:
         known = {each.name: value[each.name] for each in fields(Manifest)}
         known["memory"] = parse_info(dict(value["memory"]), "this archive")
+        known["erased"] = ErasedList(()) if value["erased"] is None else ErasedList.from_json(value["erased"])
         manifest = Manifest(**known)
         _check(manifest)
     except (KeyError, TypeError, AttributeError, ValueError, CorruptObject) as error:

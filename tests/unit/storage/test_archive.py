@@ -13,8 +13,9 @@ import pytest
 from safetensors.numpy import load
 from storage_driver import OTHER, SPEC, Gister, add, create, ids_of, say
 
-from megacontext.errors import BranchLocked, InvalidInput, ModelMismatch, UnknownReference
-from megacontext.storage import Repository
+from megacontext.errors import BranchLocked, Erased, InvalidInput, ModelMismatch, UnknownReference
+from megacontext.storage import Repository, audit
+from megacontext.storage.erased import ErasedList, take_in
 from megacontext.storage.export import prepare_export
 from megacontext.storage.hashing import digest
 from megacontext.storage.importing import Imported, import_archive
@@ -244,3 +245,27 @@ def test_one_import_at_a_time(archive: bytes, tmp_path: Path) -> None:
 
     import_archive(Nested(archive), mine.root, prefix="first")
     assert "first/main" in mine.branches() and "second/main" not in mine.branches()
+
+
+def test_what_was_erased_does_not_come_back_and_the_list_travels(archive: bytes, tmp_path: Path) -> None:
+    mine = host(tmp_path / "mine")
+    take_in(mine.root, ErasedList().with_erased(["side"], []))
+    with pytest.raises(Erased, match="side"):
+        unpacked(archive, mine.root, "theirs")
+    assert mine.branches() == ["main"]
+    listed = packed(mine)
+    assert b"side" not in listed
+    unpacked(listed, tmp_path / "new")
+    with pytest.raises(Erased, match="side"):
+        unpacked(archive, tmp_path / "new", "theirs")
+    third = host(tmp_path / "third")
+    unpacked(archive, third.root, "theirs")
+    with pytest.raises(Erased, match="mine"):
+        take_in(third.root, ErasedList().with_erased(["mine"], []))
+        unpacked(listed, third.root, "more")
+
+
+def test_an_import_is_in_the_audit_log(archive: bytes, tmp_path: Path) -> None:
+    unpacked(archive, tmp_path / "new")
+    (entry,) = audit.read(tmp_path / "new").entries
+    assert entry.act == "import" and entry.details["refs"] == 3
