@@ -113,7 +113,8 @@ class Labelling(History, ABC):
         """How many live blocks carry each label, by label; of what this reader may see."""
         snapshot = self.snapshot(reference)
         timeline, held = snapshot.timeline(), snapshot.labels
-        return {name: _live(timeline, held.held([name])) for name in sorted(held.ranges)}
+        counts = {name: _live(timeline, held.held([name])) for name in sorted(held.ranges)}
+        return {name: count for name, count in counts.items() if count}
 
 
 def blocks_of_lines(snapshot: Snapshot, record: DocumentRecord, lines: Lines) -> tuple[int, int]:

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from megacontext.core import WorkingContext, invariants
 from megacontext.engine.assemble import slots_of
 from megacontext.engine.bundle import Bundle
+from megacontext.engine.checks import SessionChecks
 from megacontext.engine.events import Event, TokenDecoded
 from megacontext.engine.memory import Memory
 from megacontext.engine.sampling import SamplingConfig
@@ -90,7 +91,7 @@ PARTS = st.lists(st.tuples(st.integers(1, 59), st.booleans()), min_size=2, max_s
 )
 
 
-@settings(derandomize=True, deadline=None, max_examples=8)
+@settings(derandomize=True, deadline=None, max_examples=4)
 @given(parts=PARTS)
 def test_no_call_gives_a_canary_away(parts: list[tuple[int, bool]], loaded: Bundle) -> None:
     with memory_of(parts, loaded) as whole:
@@ -106,12 +107,15 @@ def test_no_call_gives_a_canary_away(parts: list[tuple[int, bool]], loaded: Bund
         windows: list[WorkingContext] = []
 
         def listener(event: Event) -> None:
+            checks(event)
             if isinstance(event, TokenDecoded):
                 windows.append(session.window)
 
-        for policy in ("retrieval", "random"):
+        for policy in ("retrieval", "random", "lens"):
+            checks = SessionChecks(lambda record: None)
             with reader.session(name=policy, config=config, policy=policy, listener=listener) as session:  # type: ignore[arg-type]
-                list(session.generate(f"The {CANARY[:3]}", max_new_tokens=24, sampling=SAMPLED, stop_at_eos=False))
+                checks.watch(session)
+                list(session.generate(f"The {CANARY[:3]}", max_new_tokens=17, sampling=SAMPLED, stop_at_eos=False))
                 assert CANARY not in json.dumps([str(each) for each in session.explain()]) + session.strip()
                 view = session.snapshot
                 ids, vectors = shown(session.window, view)

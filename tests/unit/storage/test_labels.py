@@ -71,6 +71,22 @@ def test_they_come_back_from_a_commit_and_only_where_there_are_any(tmp_path: Pat
     assert repository.fsck().clean and not repository.snapshot().labels
 
 
+@pytest.mark.parametrize(("labels", "resumed"), [(("a", "b"), 2), (("b", "a", "a"), 2), (("a",), 0), ((), 0)])
+def test_a_document_that_a_crash_left_goes_on_with_its_labels_only(
+    tmp_path: Path, labels: tuple[str, ...], resumed: int
+) -> None:
+    repository = create(tmp_path / "m")
+    with repository.writer() as writer:
+        writer.begin_document(source="a", text_hash="h", labels=("a", "b"))
+        writer.append_blocks(np.ones((2, 32), np.uint32))
+    with repository.writer() as writer:
+        assert writer.begin_document(source="a", text_hash="h", labels=labels).blocks == resumed
+        writer.append_blocks(np.ones((1, 32), np.uint32))
+        assert writer.end_document().labels == tuple(sorted(set(labels)))
+        writer.commit()
+    assert repository.snapshot().labels.carried(0, 3) == tuple(sorted(set(labels)))
+
+
 @pytest.mark.parametrize(
     ("ranges", "documents"),
     [([[3, 2]], "{}"), ([[0, 4], [4, 5]], "{}"), ([[-1, 4]], "{}"), ([[0, 1]], "[]"), ([[0, 1]], '{"0": {"labels": []}}')],
