@@ -128,7 +128,8 @@ def apply_all(edits: Iterable[Edit], window: WorkingContext) -> WorkingContext:
 
 def legal_edits(window: WorkingContext) -> list[Edit]:
     """Every edit that ``apply`` accepts: expansions in timeline order, then collapses."""
-    open_up = np.flatnonzero((window.lod > 0) & (window.expand_costs <= window.free))
+    closed = (window.lod == 0) | window.timeline.pruned_mask(window.lod, window.index)
+    open_up = np.flatnonzero(~closed & (window.expand_costs <= window.free))
     edits: list[Edit] = [
         Expand(*node) for node in zip(window.lod[open_up].tolist(), window.index[open_up].tolist(), strict=True)
     ]
@@ -187,6 +188,8 @@ def _locate_expand(edit: Expand, window: WorkingContext) -> tuple[int, int, int,
     position = window.find(lod, index) if 1 <= lod <= MAX_LOD and index >= 0 else None
     if position is None:
         return f"({lod}, {index}) is not an entry of the window, so it cannot expand"
+    if lod == 1 and window.timeline.is_pruned(index):
+        return f"the raw tokens of block {index} are pruned; megacontext restore brings them back"
     live = window.timeline.live_children(lod, index)
     growth = BLOCK - window.vectors if lod == 1 else (live.size - 1) * window.vectors
     if growth > window.free:

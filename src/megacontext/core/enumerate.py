@@ -7,7 +7,7 @@ from itertools import product
 
 import numpy as np
 
-from megacontext.core.node import BLOCK, LodArray, Node
+from megacontext.core.node import BLOCK, LodArray, Node, first_blocks_of
 from megacontext.core.ranges import BlockRange
 from megacontext.core.timeline import Timeline
 from megacontext.core.working_context import WorkingContext
@@ -28,9 +28,10 @@ def legal_windows(timeline: Timeline, budget: int, recent: int, vectors: int = 1
     gist = coarsest.lod > 0
     roots = list(zip(coarsest.lod[gist].tolist(), coarsest.index[gist].tolist(), strict=True))
     for entries in _tilings(roots[::-1], coarsest.free, timeline, vectors, []):
-        lod = [lod for lod, _ in entries] + [0] * fixed.size
-        index = [index for _, index in entries] + fixed.tolist()
-        yield WorkingContext.trusted(timeline, np.array(lod, np.int8), np.array(index, np.int64), budget, recent, vectors)
+        lod = np.array([lod for lod, _ in entries] + [0] * fixed.size, np.int8)
+        index = np.array([index for _, index in entries] + fixed.tolist(), np.int64)
+        order = np.argsort(first_blocks_of(lod, index))
+        yield WorkingContext.trusted(timeline, lod[order], index[order], budget, recent, vectors)
 
 
 def substitution_patterns(span: BlockRange) -> Iterator[LodArray]:
@@ -50,7 +51,7 @@ def _tilings(pending: list[Node], free: int, timeline: Timeline, vectors: int, d
     *rest, (lod, index) = pending
     yield from _tilings(rest, free, timeline, vectors, [*done, (lod, index)])
     if lod == 1:
-        if BLOCK - vectors <= free:
+        if BLOCK - vectors <= free and not timeline.is_pruned(index):
             raw = [*done, (0, index)]
             yield from _tilings(rest, free - BLOCK + vectors, timeline, vectors, raw)
         return

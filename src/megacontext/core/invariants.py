@@ -75,9 +75,11 @@ def alignment(window: WorkingContext) -> None:
 
 
 def tail(window: WorkingContext) -> None:
-    """4. Blocks that overlap the last ``recent`` tokens are raw."""
+    """4. Blocks that overlap the last ``recent`` tokens are raw, and no block is whose raw tokens are archived."""
     reaches = window.first_blocks + window.span_blocks > window.tail_start
-    _refuse(window, reaches & (window.lod > 0), "tail: a gist in the protected tail")
+    pruned = window.timeline.pruned_mask(window.lod, window.index)
+    _refuse(window, reaches & (window.lod > 0) & ~pruned, "tail: a gist in the protected tail")
+    _refuse(window, pruned & (window.lod == 0), "tail: raw, but its tokens are pruned")
 
 
 def tree(timeline: Timeline, gists: Mapping[int, int], *, before: Timeline | None = None) -> None:

@@ -2,14 +2,15 @@
 
 *Dead* blocks were superseded, removed or erased; gists above them are re-made from live children, so a partly dead
 node may be shown. *Denied* blocks are live, but not for this reader: no gist whose span holds one may be shown, since
-it was made from it too. Blocks that are either are *absent*: a window has no entry for them.
+it was made from it too. Blocks that are either are *absent*: a window has no entry for them. Of *pruned* blocks only
+gists are at hand, so a window never shows them raw.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -43,6 +44,7 @@ class Timeline:
         dead: block ranges ``(start, stop)`` that were superseded, removed or erased; sorted and
             disjoint.
         denied: block ranges that the reader may not see, in the same form; they may overlap dead ones.
+        pruned: block ranges whose raw tokens are archived, in the same form: only gists show them.
 
     Raises:
         InvalidInput: for negative counts, 32 or more open tokens, or ranges that are unsorted,
@@ -53,13 +55,14 @@ class Timeline:
     open_tokens: int = 0
     dead: tuple[BlockRange, ...] = ()
     denied: tuple[BlockRange, ...] = ()
+    pruned: tuple[BlockRange, ...] = ()
 
     def __post_init__(self) -> None:
         if not 0 <= self.blocks <= BLOCK ** (MAX_LOD - 1):
             raise InvalidInput(f"a timeline has 0 to 32**{MAX_LOD - 1} blocks; {self.blocks} were given")
         if not 0 <= self.open_tokens < BLOCK:
             raise InvalidInput(f"an unfinished block has 0 to {BLOCK - 1} tokens; {self.open_tokens} were given")
-        for name in ("dead", "denied"):
+        for name in ("dead", "denied", "pruned"):
             object.__setattr__(self, name, _checked(name, getattr(self, name), self.blocks))
 
     @property
@@ -97,6 +100,18 @@ class Timeline:
         """Whether each node or entry holds a denied block, dead or not, so that this reader must not see it."""
         return self._denied.touch(*_spans(lod, index))
 
+    def pruned_mask(self, lod: LodArray, index: IntArray) -> BoolArray:
+        """Whether each entry is a block, or the gist of one, whose raw tokens are archived."""
+        return self._pruned.cover(*_spans(lod, index)) & (lod <= 1)
+
+    def finest(self, blocks: IntArray) -> LodArray:
+        """The finest entries there are for blocks: int8 of their shape, 0, or 1 for those that are pruned."""
+        return self._pruned.cover(blocks, blocks + 1).astype(np.int8)
+
+    def is_pruned(self, block: int) -> bool:
+        """Whether the raw tokens of a block are archived."""
+        return _covers(self.pruned, block, block + 1)
+
     def is_dead(self, lod: int, index: int) -> bool:
         """Whether every block of a node or entry is dead."""
         return _covers(self.dead, *node_blocks(lod, index))
@@ -121,11 +136,12 @@ class Timeline:
         return self._absent.stop_of(blocks)
 
     def newest(self, count: int) -> IntArray:
-        """The last ``count`` blocks that are neither dead nor denied (fewer where there are fewer), int64[k], ascending."""
+        """The last ``count`` blocks that a window may show raw (fewer where there are fewer), int64[k], ascending."""
         start, found = self.blocks, np.empty(0, np.int64)
         while start and len(found) < count:
             start = max(0, start - 2 * (self.blocks - start) - count)
             found = self.present(start, self.blocks)
+            found = found[self.finest(found) == 0]
         return found[len(found) - min(count, len(found)) :]
 
     def coarsest(self, stop: int) -> tuple[LodArray, IntArray]:
@@ -197,16 +213,20 @@ class Timeline:
     def truncate(self, tokens: int) -> Timeline:
         """The timeline as it was at ``tokens`` tokens, with today's dead and denied ranges."""
         blocks, open_tokens = divmod(min(tokens, self.tokens), BLOCK)
-        dead, denied = (tuple((a, min(b, blocks)) for a, b in spans if a < blocks) for spans in (self.dead, self.denied))
-        return Timeline(blocks, open_tokens, dead, denied)
+        spans = (self.dead, self.denied, self.pruned)
+        return Timeline(blocks, open_tokens, *(tuple((a, min(b, blocks)) for a, b in each if a < blocks) for each in spans))
 
     def kill(self, start: int, stop: int) -> Timeline:
         """The timeline with blocks ``[start, stop)`` dead as well; ranges may overlap dead ones."""
-        return Timeline(self.blocks, self.open_tokens, joined((*self.dead, (start, stop))), self.denied)
+        return replace(self, dead=joined((*self.dead, (start, stop))))
 
     def deny(self, spans: Iterable[BlockRange]) -> Timeline:
         """The timeline for a reader that may not see the blocks of ``spans`` either; they may overlap and touch."""
-        return Timeline(self.blocks, self.open_tokens, self.dead, joined((*self.denied, *spans)))
+        return replace(self, denied=joined((*self.denied, *spans)))
+
+    def prune(self, spans: Iterable[BlockRange]) -> Timeline:
+        """The timeline with the raw tokens of the blocks of ``spans`` archived as well; they may overlap and touch."""
+        return replace(self, pruned=joined((*self.pruned, *spans)))
 
     def grows_from(self, earlier: Timeline) -> bool:
         """Whether this is ``earlier`` after appends and deaths, for the same reader: nothing is lost or revived."""
@@ -231,11 +251,15 @@ class Timeline:
         return BlockRanges.of(self.denied)
 
     @cached_property
+    def _pruned(self) -> BlockRanges:
+        return BlockRanges.of(self.pruned)
+
+    @cached_property
     def _absent(self) -> BlockRanges:
         return BlockRanges.of(joined((*self.dead, *self.denied))) if self.denied else self._dead
 
 
-_RANGES = ("dead", "denied", "_dead", "_denied", "_absent")
+_RANGES = ("dead", "denied", "pruned", "_dead", "_denied", "_pruned", "_absent")
 
 
 def _spans(lod: LodArray, index: IntArray) -> tuple[IntArray, IntArray]:

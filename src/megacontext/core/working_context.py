@@ -95,7 +95,7 @@ class WorkingContext:
         tail_start = timeline.tail_start(recent)
         lod, index = timeline.coarsest(tail_start)
         tail = timeline.present(tail_start, timeline.blocks)
-        lod = np.concatenate([lod, np.zeros(tail.size, np.int8)])
+        lod = np.concatenate([lod, timeline.finest(tail)])
         index = np.concatenate([index, tail])
         window = cls.trusted(timeline, lod, index, budget, recent, vectors)
         if window.cost > budget:
@@ -211,7 +211,7 @@ class WorkingContext:
             lod, index = lod[alive], index[alive]
         if timeline.blocks > self.timeline.blocks:
             new = timeline.present(self.timeline.blocks, timeline.blocks)
-            lod = np.concatenate([lod, np.zeros(new.size, np.int8)])
+            lod = np.concatenate([lod, timeline.finest(new)])
             index = np.concatenate([index, new])
         window = self.trusted(timeline, lod, index, self.budget, self.recent, self.vectors)
         if window.cost > self.budget:

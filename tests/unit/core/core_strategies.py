@@ -14,7 +14,7 @@ STEADY = settings(derandomize=True, deadline=None, max_examples=60)
 
 @st.composite
 def timelines(draw: st.DrawFn, most: int = 2200) -> Timeline:
-    """Up to LOD3, with a few dead and denied ranges that may cover whole nodes."""
+    """Up to LOD3, with a few dead, denied and pruned ranges that may cover whole nodes."""
     blocks = draw(st.integers(0, most))
     timeline = Timeline(blocks, draw(st.integers(0, 31)))
     for _ in range(draw(st.integers(0, 3)) if blocks else 0):
@@ -25,6 +25,9 @@ def timelines(draw: st.DrawFn, most: int = 2200) -> Timeline:
         start = draw(st.integers(0, blocks - 1))
         length = draw(st.sampled_from([1, 5, 40, 1024]))
         timeline = timeline.deny([(start, min(blocks, start + length))])
+    for _ in range(draw(st.sampled_from([0, 0, 1, 2])) if blocks else 0):
+        start = draw(st.integers(0, blocks - 1))
+        timeline = timeline.prune([(start, min(blocks, start + draw(st.sampled_from([1, 5, 40, 1024]))))])
     return timeline
 
 

@@ -17,11 +17,15 @@ from megacontext.core import (
 
 
 @settings(STEADY, max_examples=12)
-@given(st.integers(0, 36), st.integers(0, 31), st.integers(0, 130), st.integers(0, 70), st.booleans())
-def test_all_windows_are_those_that_edits_reach(blocks: int, open_tokens: int, slack: int, recent: int, denied: bool) -> None:
+@given(st.integers(0, 36), st.integers(0, 31), st.integers(0, 130), st.integers(0, 70), st.booleans(), st.booleans())
+def test_all_windows_are_those_that_edits_reach(
+    blocks: int, open_tokens: int, slack: int, recent: int, denied: bool, pruned: bool
+) -> None:
     timeline = Timeline(blocks, open_tokens, ((2, 27),) if blocks > 30 else ())
     if denied and blocks > 30:
         timeline = timeline.deny([(20, 28)])
+    if pruned and blocks > 29:
+        timeline = timeline.prune([(27, 30)])
     least = WorkingContext.coarsest(timeline, 10**6, recent).cost
     budget = max(1, least + slack)
     found = list(legal_windows(timeline, budget, recent))

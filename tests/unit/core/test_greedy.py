@@ -19,12 +19,13 @@ from megacontext.core import (
     Targets,
     Timeline,
     WorkingContext,
+    apply,
     apply_all,
     invariants,
     inverse,
     objective,
 )
-from megacontext.errors import ConfigError, InvalidInput
+from megacontext.errors import ConfigError, EditError, InvalidInput
 
 
 def allocator(**config: object) -> GreedyAllocator:
@@ -316,9 +317,22 @@ def test_an_empty_window_has_an_empty_plan() -> None:
 
 
 def test_a_denied_target_is_refused_without_touching_what_surrounds_it() -> None:
-    window = WorkingContext.coarsest(Timeline(64).deny([(3, 5)]).kill(40, 41), 1000, 0)
-    scores = FocusScores.zeros(window, Targets([3, 40, 50], [0.9, 0.9, 0.9]))
+    window = WorkingContext.coarsest(Timeline(64).deny([(3, 5)]).kill(40, 41).prune([(44, 46)]), 1000, 0)
+    scores = FocusScores.zeros(window, Targets([3, 40, 44, 50], [0.9, 0.9, 0.9, 0.9]))
     plan = GreedyAllocator().plan(window, scores)
     assert plan.edits == (Expand(2, 1), Expand(1, 50))
     reasons = {d.edit: d.reason for d in plan.decisions if not d.chosen}
-    assert "denied" in reasons[Expand(1, 3)] and "dead" in reasons[Expand(1, 40)]
+    assert "denied" in reasons[Expand(1, 3)] and "dead" in reasons[Expand(1, 40)] and "pruned" in reasons[Expand(1, 44)]
+
+
+def test_a_pruned_block_stays_a_gist_however_well_it_scores() -> None:
+    window = WorkingContext.coarsest(Timeline(40).prune([(33, 35), (39, 40)]), 1000, 64)
+    assert (window.lod[-2:].tolist(), window.index[-2:].tolist()) == ([0, 1], [38, 39])
+    plan = GreedyAllocator().plan(window, FocusScores(np.ones(len(window), np.float32)))
+    after = apply_all(plan.edits, window)
+    raw = set(after.index[after.lod == 0].tolist())
+    assert {32, 35, 38} <= raw and not {33, 34, 39} & raw
+    reasons = {d.edit: d.reason for d in plan.decisions if not d.chosen}
+    assert "restore" in reasons[Expand(1, 33)]
+    with pytest.raises(EditError, match="restore"):
+        apply(Expand(1, 39), window)

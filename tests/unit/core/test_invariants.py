@@ -37,6 +37,7 @@ FOUR = Timeline(4)
         (invariants.alignment, window([1, 1], [-1, 0], FOUR), "negative index: entry 0"),
         (invariants.alignment, window([-1], [0], FOUR), "no such level"),
         (invariants.tail, window([1] * 4, [0, 1, 2, 3], FOUR, recent=33), "entry 2"),
+        (invariants.tail, window([0] * 4, [0, 1, 2, 3], FOUR.prune([(2, 4)]), recent=33), "pruned: entry 2"),
         (invariants.positions, window([1, 1], [1, 0], FOUR), "entry 1"),
     ],
 )

@@ -72,11 +72,13 @@ class Candidates:
     def _first_reasons(self, blocked: frozenset[Edit], config: AllocatorConfig) -> None:
         entries, closing = slice(0, self.families_at), slice(self.families_at, self.targets_at)
         raw = self.window.lod == 0
+        pruned = self.window.timeline.pruned_mask(self.window.lod, self.window.index)
         self.wanted: BoolArray = self.score > config.expand_threshold
-        self.wanted[entries] &= ~raw
+        self.wanted[entries] &= ~(raw | pruned)
         self.wanted[closing] = self.score[closing] > config.collapse_threshold
         self.first_reason = np.full(self.score.size, Reason.BELOW_THRESHOLD, np.int8)
         self.first_reason[entries][raw] = Reason.LEAF
+        self.first_reason[entries][pruned] = Reason.PRUNED
         for edit in blocked:
             row = self.row_of(edit)
             if row is None:
@@ -162,6 +164,12 @@ class Candidates:
             cost += np.where(lod <= top, (size - 1) * vectors, 0)
         return cost
 
+    def _why_absent(self, block: int) -> Reason:
+        timeline = self.window.timeline
+        if timeline.holds_denied(1, block):
+            return Reason.DENIED
+        return Reason.DEAD if timeline.is_dead(1, block) else Reason.PRUNED
+
     def ledger(self, reasons: list[int], details: dict[int, str], extra: list[Row]) -> Ledger:
         """All rows with their final reasons, rows that came up on the way, the tail, absent targets."""
         window, family, value = self.window, self.family, self.value
@@ -182,9 +190,5 @@ class Candidates:
         tail_rows = zip(window.index[tail].tolist(), value.entries[tail].tolist(), strict=True)
         rest: list[Row] = [*extra]
         rest += [(Collapse(1, block), -score, -raw_cost, Reason.TAIL) for block, score in tail_rows]
-        denied = window.timeline.denied_mask(np.ones(value.absent.size, np.int8), value.absent).tolist()
-        rest += [
-            (Expand(1, block), 0.0, raw_cost, Reason.DENIED if hidden else Reason.DEAD)
-            for block, hidden in zip(value.absent.tolist(), denied, strict=True)
-        ]
+        rest += [(Expand(1, block), 0.0, raw_cost, self._why_absent(block)) for block in value.absent.tolist()]
         return main + Ledger.of(rest)

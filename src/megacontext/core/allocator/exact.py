@@ -19,7 +19,7 @@ from megacontext.core.allocator.history import EditHistory
 from megacontext.core.allocator.plan import Ledger, Plan, Reason
 from megacontext.core.allocator.scores import FocusScores, worth
 from megacontext.core.edits import Edit, Expand, between, cost_change, families
-from megacontext.core.node import BLOCK, FloatArray, IntArray, Node, ancestor, children, parent
+from megacontext.core.node import BLOCK, FloatArray, IntArray, Node, ancestor, children, first_blocks_of, parent
 from megacontext.core.working_context import WorkingContext
 
 _EDIT = 1e-9  # what each edit is charged, so that equal sums keep the window as it is
@@ -125,7 +125,8 @@ class _Solver:
         entries += [(0, block) for block in coarsest.index[~gist].tolist()]
         lod = np.array([lod for lod, _ in entries], np.int8)
         index = np.array([index for _, index in entries], np.int64)
-        return WorkingContext(window.timeline, lod, index, window.budget, window.recent, window.vectors)
+        order = np.argsort(first_blocks_of(lod, index))
+        return WorkingContext(window.timeline, lod[order], index[order], window.budget, window.recent, window.vectors)
 
     def _cost_step(self) -> int:
         """The greatest unit that all growths are multiples of."""
@@ -143,6 +144,8 @@ class _Solver:
 
     def _table(self, node: Node) -> _Table:
         above, opening = node in self._above, self._gains.opening(node)
+        if node[0] == 1 and self._timeline.is_pruned(node[1]):
+            return _Table(np.zeros(self._size), lambda _: [node])
         if not above and opening <= 0 and node not in self._gains.on_path:
             return _Table(np.zeros(self._size), lambda _: [node])
         opened, base = self._opened(node), self._growth(node) // self._step

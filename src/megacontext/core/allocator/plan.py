@@ -40,6 +40,7 @@ class Reason(IntEnum):
     DEAD = 18
     NOT_OPTIMAL = 19
     DENIED = 20
+    PRUNED = 21
 
     @property
     def chosen(self) -> bool:
@@ -68,6 +69,7 @@ _TEXTS = {
     Reason.CONFLICT: "another edit of this plan changes the same entries",
     Reason.DEAD: "the block is dead",
     Reason.DENIED: "the block is denied to this reader",
+    Reason.PRUNED: "its raw tokens are pruned; megacontext restore brings them back",
     Reason.NOT_OPTIMAL: "not part of the best window that the budget allows",
 }
 

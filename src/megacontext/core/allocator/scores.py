@@ -85,7 +85,7 @@ class Worth:
     entries float64[n]: the worth of opening (gist) or keeping (raw, or the detail below) each
     entry: its score, or the best gain of a target in its span if that is more. The rest are the
     targets below gists of lod >= 2, by block: block int64[k], gain float64[k], entry int64[k]
-    (position). absent int64[j] are targets that are dead or denied.
+    (position). absent int64[j] are targets that are dead, denied or pruned.
     """
 
     entries: FloatArray
@@ -105,7 +105,8 @@ def worth(window: WorkingContext, scores: FocusScores) -> Worth:
     order = np.lexsort((-scores.targets.gain, scores.targets.block))
     block, keep = np.unique(scores.targets.block[order], return_index=True)
     gain = scores.targets.gain[order][keep].astype(np.float64)
-    there = ~window.timeline.absent_mask(np.zeros(block.size, np.int8), block)
+    raw = np.zeros(block.size, np.int8)
+    there = ~(window.timeline.absent_mask(raw, block) | window.timeline.pruned_mask(raw, block))
     absent, block, gain = block[~there], block[there], gain[there]
     entry = window.covering(block)
     np.maximum.at(entries, entry, gain)

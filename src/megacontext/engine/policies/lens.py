@@ -31,7 +31,7 @@ class Lens:
         """See ``FocusPolicy.score``; entries of LOD 2 and above score 0 and open through targets."""
         window = view.window
         entries = np.zeros(len(window), dtype=np.float32)
-        near = np.flatnonzero(window.lod <= 1)
+        near = np.flatnonzero((window.lod <= 1) & ~window.timeline.pruned_mask(window.lod, window.index))
         proposed = self._proposals(view)
         blocks = np.concatenate([window.index[near], proposed])
         if not len(blocks) or not len(view.query):
