@@ -3,21 +3,34 @@
 from __future__ import annotations
 
 import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from megacontext.engine.bundle import Bundle
 from megacontext.engine.gist_builder import GistBuilder
 from megacontext.engine.memory import Memory
 from megacontext.errors import BranchLocked, InvalidInput, MergeConflict, UnknownReference
+from megacontext.storage import Repository
 from megacontext.storage.erased import load_erased, save_erased
 
 
-@pytest.fixture(autouse=True)
-def disk_that_need_not_be_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(autouse=True, scope="module")
+def disk_that_need_not_be_waited_for() -> Iterator[None]:
     """A sync shows only when the power fails; here it would only take time."""
-    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
-    monkeypatch.setattr(os, "fdatasync", lambda descriptor: None)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: None)
+        patch.setattr(os, "fdatasync", lambda descriptor: None)
+        yield
+
+
+def copied(source: Path, target: Path, bundle: Bundle) -> Memory:
+    """A memory of a test's own."""
+    shutil.copytree(source, target)
+    return Memory(Repository.open(target), bundle)
 
 
 def put(memory: Memory, branch: str, **texts: str) -> None:
@@ -51,14 +64,20 @@ def check_gists(memory: Memory) -> None:
     assert memory.fsck().clean
 
 
-@pytest.fixture
-def forked(memory: Memory) -> Memory:
-    """`main` and `other` after they parted, each with a document of its own."""
+@pytest.fixture(scope="module")
+def forked_path(tmp_path_factory: pytest.TempPathFactory, filled: Path, loaded: Bundle) -> Path:
+    memory = copied(filled, tmp_path_factory.mktemp("forked") / "m.mc", loaded)
     put(memory, "main", kept="kept by all\n", edited="first\n", gone="to be removed\n")
     memory.branch("other")
     put(memory, "other", theirs="zebra quagga\n" * 30, edited="first\nand second\n", gone="")
     put(memory, "main", ours="only here\n" * 40)
-    return memory
+    return memory.repository.root
+
+
+@pytest.fixture
+def forked(tmp_path: Path, forked_path: Path, loaded: Bundle) -> Memory:
+    """`main` and `other` after they parted, each with a document of its own."""
+    return copied(forked_path, tmp_path / "forked.mc", loaded)
 
 
 MERGED = {"kept": "kept by all\n", "edited": "first\nand second\n", "theirs": "zebra quagga\n" * 30, "ours": "only here\n" * 40}
@@ -100,13 +119,20 @@ def test_records_keep_where_they_come_from(forked: Memory) -> None:
     assert hit.source == "text:theirs" and hit.line > 0
 
 
-@pytest.fixture
-def clashing(memory: Memory) -> Memory:
+@pytest.fixture(scope="module")
+def clashing_path(tmp_path_factory: pytest.TempPathFactory, filled: Path, loaded: Bundle) -> Path:
+    memory = copied(filled, tmp_path_factory.mktemp("clashing") / "m.mc", loaded)
     put(memory, "main", both="start\n", mine="start\n", other="start\n", same="start\n")
     memory.branch("side")
     put(memory, "side", both="theirs\n", mine="", other="theirs\n", same="alike\n", new="their new\n", fine="fine\n")
     put(memory, "main", both="ours\n", mine="ours\n", other="", same="alike\n", new="our new\n")
-    return memory
+    return memory.repository.root
+
+
+@pytest.fixture
+def clashing(tmp_path: Path, clashing_path: Path, loaded: Bundle) -> Memory:
+    """`main` and `side` after they changed the same documents."""
+    return copied(clashing_path, tmp_path / "clashing.mc", loaded)
 
 
 def test_a_conflict_names_all_and_writes_nothing(clashing: Memory) -> None:
