@@ -8,6 +8,7 @@ megabyte, whatever the number of needles.
 from __future__ import annotations
 
 import mmap
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +24,8 @@ SHORTEST = 4
 # Words that are looked at together: what is made of them fits a core's cache.
 _CHUNK = 1 << 15
 _BITS = 18
+# An anchor lies at one of a needle's first bytes.
+_FIRST = 128
 # Odd numbers, of the fractional parts of square roots of primes: any would do.
 _FACTORS = np.array([0x6A09E667, 0xBB67AE85], np.uint32)
 
@@ -42,23 +45,29 @@ class _Anchors:
 
     def __init__(self, width: int, numbers: list[int], needles: Sequence[Needle]) -> None:
         self.width = width
-        offsets = [_best_offset(needles[number].data, width) for number in numbers]
-        self._at: dict[bytes, list[tuple[int, int]]] = {}
-        for number, at in zip(numbers, offsets, strict=True):
-            self._at.setdefault(needles[number].data[at : at + 4 * width], []).append((number, at))
-        anchors = np.frombuffer(b"".join(self._at), "<u4").reshape(-1, width)
+        # Under each anchor the needles by where in them it lies and how long they are: one look-up for all of a kind.
+        self._under: dict[bytes, dict[tuple[int, int], dict[bytes, int]]] = {}
+        for number, at in zip(numbers, _offsets([needles[number].data for number in numbers], width), strict=True):
+            data = needles[number].data
+            places = self._under.setdefault(data[at : at + 4 * width], {})
+            places.setdefault((at, len(data)), {})[data] = number
+        anchors = np.frombuffer(b"".join(self._under), "<u4").reshape(-1, width)
         self._table = np.zeros(1 << _BITS, np.bool_)
         self._table[self._slots(anchors.T)] = True
 
-    def candidates(self, words: Array) -> Iterator[tuple[int, int, int]]:
-        """Where an anchor lies among words: (index of the word, number of the needle, the anchor's offset in it)."""
+    def found(self, view: memoryview, words: Array, start: int) -> Iterator[tuple[int, int]]:
+        """What lies where among words of `view`, whose byte `start` is their first: (number of the needle, its first byte)."""
         count = len(words) - self.width + 1
         if count <= 0:
             return
         passed = self._table.take(self._slots([words[at : at + count] for at in range(min(self.width, 2))]))
         for at in np.flatnonzero(passed).tolist():
-            for number, offset in self._at.get(words[at : at + self.width].tobytes(), ()):
-                yield at, number, offset
+            places = self._under.get(words[at : at + self.width].tobytes())
+            for (offset, size), numbers in places.items() if places else ():
+                begin = start + 4 * at - offset
+                number = numbers.get(bytes(view[begin : begin + size])) if begin >= 0 else None
+                if number is not None:
+                    yield number, begin
 
     @staticmethod
     def _slots(columns: Sequence[Array] | Array) -> Array:
@@ -74,7 +83,9 @@ class Finder:
     """Finds needles; those of under 4 bytes are never found."""
 
     def __init__(self, needles: Iterable[Needle]) -> None:
-        self.needles = tuple(dict.fromkeys(each for each in needles if len(each.data) >= SHORTEST))
+        # Equal bytes are one needle, of the first kind that has them.
+        first = {each.data: each for each in reversed([each for each in needles if len(each.data) >= SHORTEST])}
+        self.needles = tuple(reversed(first.values()))
         groups: dict[int, list[int]] = {}
         for number, needle in enumerate(self.needles):
             size = len(needle.data)
@@ -90,20 +101,16 @@ class Finder:
             for start in range(0, len(words), _CHUNK):
                 for group in self._groups:
                     chunk = words[start : start + _CHUNK + group.width - 1]
-                    for at, number, offset in group.candidates(chunk):
-                        begin = shift + 4 * (start + at) - offset
-                        if self._is_at(view, begin, self.needles[number]):
+                    for number, begin in group.found(view, chunk, shift + 4 * start):
+                        if not self._excused(view, begin, self.needles[number]):
                             counts[number] = counts.get(number, 0) + 1
         return counts
 
     @staticmethod
-    def _is_at(view: memoryview, begin: int, needle: Needle) -> bool:
-        if begin < 0 or view[begin : begin + len(needle.data)] != needle.data:
-            return False
-        for offset, whole in needle.excuses:
-            if begin >= offset and view[begin - offset : begin - offset + len(whole)] == whole:
-                return False
-        return True
+    def _excused(view: memoryview, begin: int, needle: Needle) -> bool:
+        return any(
+            begin >= offset and view[begin - offset : begin - offset + len(whole)] == whole for offset, whole in needle.excuses
+        )
 
     def find_in_file(self, path: Path) -> dict[int, int]:
         """The same for a file; nothing if it is gone by now."""
@@ -127,7 +134,13 @@ class Finder:
         return {kind: kinds.count(kind) for kind in KINDS}
 
 
-def _best_offset(data: bytes, width: int) -> int:
-    """Where the most telling anchor starts: the one with the most different bytes."""
-    last = len(data) - 4 * width
-    return max(range(0, min(last, 128) + 1, 4), key=lambda at: len(set(data[at : at + 4 * width])))
+def _offsets(needles: Sequence[bytes], width: int) -> list[int]:
+    """Where the most telling anchor of each needle starts: one that few of the others have, with many different bytes."""
+    places = [range(0, min(len(data) - 4 * width, _FIRST) + 1, 4) for data in needles]
+    common = Counter(data[at : at + 4 * width] for data, within in zip(needles, places, strict=True) for at in within)
+
+    def worth(data: bytes, at: int) -> tuple[int, int]:
+        anchor = data[at : at + 4 * width]
+        return common[anchor], -len(set(anchor))
+
+    return [min(within, key=lambda at: worth(data, at)) for data, within in zip(needles, places, strict=True)]
