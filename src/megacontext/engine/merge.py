@@ -79,7 +79,9 @@ class Merger:
                 plan = Plan(edits=tuple(_as_edits(self._repository, ours, theirs)))
                 if not plan.without_erased(erased).refused:
                     transaction.move(theirs_name)
-                    return _result(plan, before, theirs_name, theirs.blocks - ours.blocks, fast_forward=True, ahead=ahead)
+                    return _result(
+                        plan, before, theirs_name, max(theirs.blocks - ours.blocks, 0), fast_forward=True, ahead=ahead
+                    )
             plan = plan_merge(self._repository, ours, theirs, bases, choice, reference).without_erased(erased)
             text = message or f"Merge {reference}"
             return self._carry_out(transaction, plan, theirs, text, author, parents=(theirs_name,), ahead=ahead)

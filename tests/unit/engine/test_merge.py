@@ -109,6 +109,20 @@ def test_merging_twice_changes_nothing_and_the_way_back_is_a_move(forked: Memory
     check_gists(forked)
 
 
+def test_a_repack_on_both_sides_changes_no_merge(forked: Memory) -> None:
+    for branch in ("main", "other"):
+        put(forked, branch, **{f"again {branch}": "now\n"})
+        put(forked, branch, **{f"again {branch}": "then\n"})
+        before = forked.repository.refs.branch(branch)
+        forked.repack(branch=branch, everything=True)
+        assert forked.snapshot(branch).timeline().dead == () and forked.repository.refs.branch(branch) != before
+        assert forked.diff(before, branch).documents == ()
+    forked.merge("other", branch="main")
+    assert held(forked, "main") == {**MERGED, "again main": "then\n", "again other": "then\n"}
+    forked.checkout("main")
+    check_gists(forked)
+
+
 def test_records_keep_where_they_come_from(forked: Memory) -> None:
     theirs = forked.find_document("text:theirs", forked.snapshot("other"))
     forked.merge("other")
