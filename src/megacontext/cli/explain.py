@@ -7,12 +7,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from megacontext.cli import output
+from megacontext.cli.kept import kept_words
 from megacontext.cli.sessions import Budget, Focus, Policy, opened, window_facts
 from megacontext.cli.text import given_text
 from megacontext.cli.verb import Call, Model
 
 if TYPE_CHECKING:
     from megacontext.engine.explain import EntryExplanation
+
+# Tokens that a line of the table has room for.
+_KEPT = 3
 
 
 def explain(
@@ -45,8 +49,10 @@ def explain(
 
 
 def _print(entries: list[EntryExplanation]) -> None:
-    header = ("entry", "level", "tokens", "cost", "score", "source", "why")
-    output.table(header, (_row(each) for each in entries), right=("entry", "tokens", "cost", "score"))
+    told = any(each.kept for each in entries)
+    header = ("entry", "level", "tokens", "cost", "score", "source", *(["keeps"] if told else []), "why")
+    rows = ((*_row(each), *([kept_words(each.kept[:_KEPT])] if told else []), each.why) for each in entries)
+    output.table(header, rows, right=("entry", "tokens", "cost", "score"))
 
 
 def _row(entry: EntryExplanation) -> tuple[str, ...]:
@@ -59,5 +65,4 @@ def _row(entry: EntryExplanation) -> tuple[str, ...]:
         str(entry.cost),
         "" if entry.score is None else f"{entry.score:+.3f}",
         f"{entry.source}{line}{more}",
-        entry.why,
     )

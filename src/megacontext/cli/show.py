@@ -9,18 +9,23 @@ import typer
 
 from megacontext.cli import output
 from megacontext.cli.changes import change_facts, change_lines, counted, print_lines
+from megacontext.cli.kept import kept_line
 from megacontext.cli.layers import coverage
 from megacontext.cli.log import commit_facts, local_time
 from megacontext.cli.text import beginning
-from megacontext.cli.verb import Call
-from megacontext.errors import UnknownReference
+from megacontext.cli.verb import Call, quiet_loading
+from megacontext.errors import ModelError, UnknownReference
 
 if TYPE_CHECKING:
+    from megacontext.engine.kept import Kept
     from megacontext.engine.memory import Memory
     from megacontext.storage import DocumentRecord, Snapshot
 
 _NODE = re.compile(r"(\d{1,2}):(\d{1,18})")
 _SOURCES = 8
+_KEPT = 12
+# As in a GistNet's configuration.
+KEY_VALUE = "megacontext-kv-gistnet"
 
 
 def show(
@@ -96,6 +101,8 @@ def _show_document(call: Call, memory: Memory, snapshot: Snapshot, record: Docum
 
 def _show_node(call: Call, memory: Memory, snapshot: Snapshot, lod: int, index: int) -> None:
     facts = node_facts(memory, snapshot, lod, index)
+    kept = _kept(memory, snapshot, lod, index)
+    facts["kept"] = [each.to_json() for each in kept]
     rows = [
         ("node", f"LOD{lod} #{index}" if lod else f"raw block #{index}"),
         ("tokens", f"{facts['start']:,}..{facts['stop'] - 1:,} ({facts['real_tokens']:,} real)"),
@@ -103,7 +110,10 @@ def _show_node(call: Call, memory: Memory, snapshot: Snapshot, lod: int, index: 
         ("sources", "\n         ".join(_place(each) for each in facts["sources"])),
         ("gist", "\n        ".join(map(_gist, facts["gists"])) or "none"),
         ("text", beginning(facts["text"], 200)),
+        *[("keeps" if at == 0 else "", kept_line(each)) for at, each in enumerate(kept[:_KEPT])],
     ]
+    if len(kept) > _KEPT:
+        rows.append(("", f"and {len(kept) - _KEPT} more"))
     if facts["more_sources"]:
         rows.insert(4, ("", f"and {facts['more_sources']} more"))
     call.show({"kind": "node", **facts}, lambda: output.facts(rows))
@@ -142,6 +152,20 @@ def node_facts(memory: Memory, snapshot: Snapshot, lod: int, index: int) -> dict
         "gists": _gists(snapshot, lod, index),
         "text": memory.text_of_blocks(snapshot, start, min(stop, start + 4)),
     }
+
+
+def _kept(memory: Memory, snapshot: Snapshot, lod: int, index: int) -> list[Kept]:
+    """What a key/value gist keeps; it takes the model to tell, which is loaded only where there is such a gist."""
+    from megacontext.engine.model_folder import gist_kind
+
+    if not lod or not snapshot.layers or gist_kind(memory.model) != KEY_VALUE:
+        return []
+    quiet_loading(memory.model)
+    try:
+        return memory.kept(lod, index, snapshot)
+    except ModelError as error:
+        output.warning(f"note: what the gist keeps cannot be told: {error}")
+        return []
 
 
 def _gists(snapshot: Snapshot, lod: int, index: int) -> list[dict[str, Any]]:

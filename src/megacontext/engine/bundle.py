@@ -10,17 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from megacontext.engine.model_folder import BUNDLED as BUNDLED
+from megacontext.engine.model_folder import bundled_folder as bundled_folder
+from megacontext.engine.model_folder import folder_of
 from megacontext.errors import ModelMismatch
 from megacontext.models import BaseLM, GistEncoder, LensNet
 from megacontext.models.encoders import load_gistnet
-
-BUNDLED = "bundled"
-"""The model name that stands for the checkpoint that ships with the package."""
-
-
-def bundled_folder() -> Path:
-    """Where the shipped checkpoint lies."""
-    return Path(__file__).parent.parent / "checkpoints" / "code-3m"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +53,7 @@ def load_bundle(model: str | Path) -> Bundle:
 
     logging.disable_progress_bar()  # loading takes a moment; its bars would stand among our own output
     name = str(model)
-    folder = bundled_folder() if name == BUNDLED else Path(name)
+    folder = folder_of(name)
     whole = (folder / "base" / "config.json").is_file()
     base = BaseLM.from_pretrained(folder / "base" if whole else name)
     gists_at, lens_at = folder / "gistnet", folder / "lensnet"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 
 from megacontext.core import Collapse, Decision, WorkingContext, describe
 from megacontext.engine.focus import Refocus
+from megacontext.engine.kept import Kept, Node
 from megacontext.storage import Snapshot
 
 IntArray = NDArray[np.int64]
@@ -18,7 +20,8 @@ Ordinals = NDArray[np.uint32]
 
 @dataclass(frozen=True, kw_only=True)
 class EntryExplanation:
-    """One entry. ``start``/``stop`` in tokens; ``line`` where its source's text begins to be covered (-1: unknown)."""
+    """One entry. ``start``/``stop`` in tokens; ``line`` where its source's text begins to be covered (-1: unknown); ``kept``
+    are the tokens that a key/value gist keeps before all others."""
 
     position: int
     lod: int
@@ -31,10 +34,11 @@ class EntryExplanation:
     line: int
     sources: int
     why: str
+    kept: tuple[Kept, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """The same as plain data."""
-        return asdict(self)
+        return {**asdict(self), "kept": [each.to_json() for each in self.kept]}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,8 +64,10 @@ def explain_edits(refocus: Refocus, limit: int | None = None) -> list[EditExplan
     ]
 
 
-def explain_entries(window: WorkingContext, snapshot: Snapshot, refocus: Refocus | None) -> list[EntryExplanation]:
-    """One explanation an entry, in order. Scores and reasons are those of the last refocus."""
+def explain_entries(
+    window: WorkingContext, snapshot: Snapshot, refocus: Refocus | None, kept: Mapping[Node, Sequence[Kept]]
+) -> list[EntryExplanation]:
+    """One explanation an entry, in order. Scores and reasons are those of the last refocus; ``kept`` is by node."""
     scores, reasons = _last_words(window, refocus)
     # An entry is not wholly dead, so its first live block lies in it.
     first = window.timeline.next_present(window.first_blocks)
@@ -85,6 +91,7 @@ def explain_entries(window: WorkingContext, snapshot: Snapshot, refocus: Refocus
                 line=lines[at],
                 sources=counts[at],
                 why=_tail_or(reasons, window, at, lod, index),
+                kept=tuple(kept.get((lod, index), ())),
             )
         )
     return result

@@ -17,6 +17,7 @@ from megacontext.storage import DocumentRecord, Repository, Snapshot
 if TYPE_CHECKING:
     from megacontext.engine.bundle import Bundle
     from megacontext.engine.convert import ConvertReceipt
+    from megacontext.engine.kept import Kept
     from megacontext.engine.regist import RegistReceipt
 
 
@@ -55,6 +56,17 @@ class Layered(Labelling):
 
         check_layer(self.snapshot(), self.models.gists, self.model)
         return self.models
+
+    def kept(self, lod: int, index: int, snapshot: Snapshot | None = None) -> list[Kept]:
+        """The tokens that a node's key/value gist keeps, best first; nothing where this model has other gists, or the memory
+        none of its own."""
+        from megacontext.engine.kept import kept_tokens
+
+        def word(ids: list[int]) -> str:
+            text: str = self.models.tokenizer.decode(ids, skip_special_tokens=False)
+            return text
+
+        return kept_tokens(snapshot or self.snapshot(), self.models, [(lod, index)], word)[0]
 
     def layers(self, reference: str | None = None) -> tuple[LayerStatus, ...]:
         """The gist layers of a branch (default: the current one), tag or commit, and how much of it they cover."""

@@ -29,6 +29,7 @@ from megacontext.engine.events import Listener, MadeRoom, Refocused, TokenDecode
 from megacontext.engine.explain import EntryExplanation, explain_entries
 from megacontext.engine.focus import FOCUS_DEFAULTS, Refocus, refocus
 from megacontext.engine.gist_builder import GistBuilder
+from megacontext.engine.kept import kept_tokens
 from megacontext.engine.kv_cache import CacheStats, WindowCache
 from megacontext.engine.policies import FocusPolicy, FocusView, Search, no_search
 from megacontext.engine.reader import real_tokens
@@ -39,6 +40,8 @@ from megacontext.models.positions import PositionStrategy, window_ranks
 from megacontext.storage import BranchWriter, Snapshot
 
 QUERY_TOKENS = 128
+# Tokens that an explanation names of each gist.
+KEPT = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,8 +119,11 @@ class Session:
         return strip(self.window, width)
 
     def explain(self) -> list[EntryExplanation]:
-        """Every entry of the window: span, source, score, why."""
-        return explain_entries(self.window, self._snapshot, self.last_refocus)
+        """Every entry of the window: span, source, score, why, and what its gist keeps where that can be told."""
+        columns = (self.window.lod.tolist(), self.window.index.tolist())
+        nodes = [(lod, index) for lod, index in zip(*columns, strict=True) if lod]
+        kept = kept_tokens(self._snapshot, self.bundle, nodes, self._word, KEPT)
+        return explain_entries(self.window, self._snapshot, self.last_refocus, dict(zip(nodes, kept, strict=True)))
 
     def logits(self) -> torch.Tensor:
         """Logits float32 [V] of the token that comes next, given the window."""
@@ -213,6 +219,10 @@ class Session:
         if self._slots is None:
             self._slots = slots_of(self.window, self._snapshot, self._open, gists=self._builder is not None)
         return self._slots
+
+    def _word(self, ids: list[int]) -> str:
+        text: str = self.bundle.tokenizer.decode(ids, skip_special_tokens=False)
+        return text
 
     def _query(self) -> IntArray:
         """The newest real tokens, int64 [≤ 128], oldest first."""

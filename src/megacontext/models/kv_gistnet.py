@@ -13,6 +13,7 @@ V vocabulary, d width of the base, i inner width of the network.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -145,19 +146,35 @@ class KeyValueGistNet(PretrainedNet):
     def encode_blocks(self, base: BaseLM, ids: Tensor, mask: Tensor) -> Tensor:
         """LOD1 gists float16 [N, g, W] of ``ids`` int64 [N, 32]; see ``GistEncoder``. ModelMismatch where the base has no such
         heads, UnsupportedModel where its attention is of another kind."""
+        out = torch.zeros(len(ids), self.vectors, self.width, dtype=torch.float16)
+        for rows, batch, live in self._canonical(base, ids, mask):
+            out[rows] = self.encode_together(base, batch, live)[: rows.stop - rows.start].to("cpu", torch.float16)
+        return out
+
+    @torch.no_grad()
+    def kept(self, base: BaseLM, ids: Tensor, mask: Tensor) -> Tensor:
+        """Which tokens ``encode_blocks`` keeps: bool [N, 32], in the same order as the entries of a gist."""
+        out = torch.zeros(ids.shape, dtype=torch.bool)
+        for rows, batch, live in self._canonical(base, ids, mask):
+            scores = self.scores(base.embed(torch.where(live, batch, 0)), batch, live)
+            best, there = self._best(scores, live)
+            chosen = torch.zeros_like(live).scatter(1, best, there)
+            out[rows] = chosen[: rows.stop - rows.start].cpu()
+        return out
+
+    def _canonical(self, base: BaseLM, ids: Tensor, mask: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
+        """Ids and mask in batches of one shape, padded, and which rows they are; in eval mode meanwhile."""
         self._check_base(base)
         was_training = self.training
         self.eval()
-        out = torch.zeros(len(ids), self.vectors, self.width, dtype=torch.float16)
         for start in range(0, len(ids), CANONICAL_ROWS):
             rows = slice(start, min(start + CANONICAL_ROWS, len(ids)))
             batch = torch.zeros(CANONICAL_ROWS, BLOCK, dtype=torch.int64, device=self.device)
             live = torch.zeros(CANONICAL_ROWS, BLOCK, dtype=torch.bool, device=self.device)
             count = rows.stop - start
             batch[:count], live[:count] = ids[rows].to(batch), mask[rows].to(live.device)
-            out[rows] = self.encode_together(base, batch, live)[:count].to("cpu", torch.float16)
+            yield rows, batch, live
         self.train(was_training)
-        return out
 
     def encode_together(self, base: BaseLM, ids: Tensor, mask: Tensor) -> Tensor:
         """As ``encode_blocks``, float32 [N, g, W] of all N at once where the base is: faster, but the last bits depend on N."""
@@ -219,19 +236,23 @@ class KeyValueGistNet(PretrainedNet):
 
     def _keep(self, keys: Tensor, values: Tensor, scores: Tensor, mask: Tensor) -> Tensor:
         """The g·R best of k entries, in their own order: keys and values [N, k, H, c], scores and mask [N, k] to [N, g, W]."""
-        layout, most = self.layout, min(self.vectors * self.config.entries, scores.shape[1])
-        ranked = scores.masked_fill(~mask, -torch.inf)
-        # Stable, so that equal scores do not depend on the batch.
-        best = ranked.argsort(dim=1, descending=True, stable=True)[:, :most].sort(dim=1).values
-        there = mask.gather(1, best)
+        layout = self.layout
+        best, there = self._best(scores, mask)
         at = best[..., None, None].expand(-1, -1, *keys.shape[2:])
         keys, values = (part.gather(1, at) * there[..., None, None] for part in (keys, values))
         numbers = [keys, values, scores.gather(1, best).masked_fill(~there, 0.0)]
-        missing = self.vectors * self.config.entries - most
+        missing = self.vectors * self.config.entries - best.shape[1]
         if missing:
             numbers = [torch.cat([part, part.new_zeros(len(part), missing, *part.shape[2:])], dim=1) for part in numbers]
         keys, values, scores = (part.reshape(len(part), self.vectors, -1, *part.shape[2:]) for part in numbers)
         return layout.pack(keys, values, scores)
+
+    def _best(self, scores: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """The g·R best of k entries (or all), ascending: their indices [N, m], and which of them are there."""
+        ranked = scores.masked_fill(~mask, -torch.inf)
+        # Stable, so that equal scores do not depend on the batch.
+        best = ranked.argsort(dim=1, descending=True, stable=True)[:, : self.vectors * self.config.entries].sort(dim=1).values
+        return best, mask.gather(1, best)
 
     def _check_base(self, base: BaseLM) -> None:
         made_for = self.config.base_fingerprint

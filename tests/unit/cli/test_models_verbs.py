@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from cli_kit import TEXTS, Cli
 
+from megacontext.testing.tiny_bundle import save_tiny_bundle
+
 
 def layers(cli: Cli, memory: Path) -> dict[str, tuple[int, int]]:
     """Fingerprint → blocks covered and blocks behind."""
@@ -90,3 +92,18 @@ def test_texts_that_came_out_otherwise_are_named(cli: Cli, memory: Path, other_t
     assert cli("-C", memory, "convert", "same.mc", "--model", bundle).code == 2
     assert cli("-C", memory, "convert", "new.mc", "--model", other_tokenizer, "--all", "--branch", "main").code == 2
     assert cli("-C", memory, "convert", "new.mc", "--model", other_tokenizer, "--all").code == 0
+
+
+def test_what_a_key_value_gist_keeps_is_shown(cli: Cli, sources: Path, tmp_path: Path) -> None:
+    model = save_tiny_bundle(tmp_path / "kv", key_value=True)
+    cli("init", "kv.mc", "--model", model)
+    cli("-C", "kv.mc", "add", sources)
+    for node in ("1:0", "2:0"):
+        shown = cli("-C", "kv.mc", "show", node)
+        kept = cli("-C", "kv.mc", "show", node, "--json").json["kept"]
+        assert shown.code == 0 and f'-> "{kept[0]["text"]}"  (score' in shown.out
+        assert {"text", "before", "score", "block", "place", "source", "line"} == set(kept[0])
+    assert cli("-C", "kv.mc", "show", "0:0", "--json").json["kept"] == []
+    assert "keeps" in cli("-C", "kv.mc", "explain", "def alpha_1", "--budget", "160").out
+    entries = cli("-C", "kv.mc", "explain", "def alpha_1", "--budget", "160", "--json").json["entries"]
+    assert any(each["kept"] for each in entries)
