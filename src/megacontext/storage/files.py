@@ -173,17 +173,21 @@ class FileLock:
         """Takes the lock; raises BranchLocked naming `what` and the holder when it is taken and not `wait`."""
         try:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            if not wait:
+                # For the message below only: the lock itself is flock's, a stale number locks nothing.
+                with suppress(OSError):
+                    os.ftruncate(self._descriptor, 0)
+                    os.pwrite(self._descriptor, f"{os.getpid()}\n".encode(), 0)
         except BlockingIOError as error:
             holder = os.pread(self._descriptor, 32, 0).decode("ascii", "replace").strip() or "unknown"
             self.release()
             raise BranchLocked(
                 f"{what} is being written by process {holder}; wait for it to finish, or write to another branch"
             ) from error
-        if not wait:
-            # For the message above only: the lock itself is flock's, a stale number locks nothing.
-            with suppress(OSError):
-                os.ftruncate(self._descriptor, 0)
-                os.pwrite(self._descriptor, f"{os.getpid()}\n".encode(), 0)
+        except BaseException:
+            # Interrupted while it waited, or right after: whoever asked does not know whether the lock is taken.
+            self.release()
+            raise
 
     def share(self) -> None:
         """Takes the lock together with others who share it, waiting for whoever has it alone."""

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
 from megacontext.errors import CorruptObject, InvalidInput, RefConflict, UnknownReference
+from megacontext.storage.files import FileLock
 from megacontext.storage.hashing import digest
 from megacontext.storage.refs import BRANCHES, TAGS, Refs, check_name
 
@@ -70,3 +72,15 @@ def test_a_flip_in_every_byte_and_every_cut_is_noticed(refs: Refs, tmp_path: Pat
     (tmp_path / "HEAD").unlink()
     with pytest.raises(CorruptObject, match="HEAD"):
         _ = refs.head
+
+
+def test_an_interrupted_lock_is_not_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    lock = FileLock(tmp_path / "lock")
+    monkeypatch.setattr(os, "ftruncate", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        lock.acquire(wait=False, what="it")
+    monkeypatch.undo()
+    FileLock(tmp_path / "lock").acquire(wait=False, what="it")
