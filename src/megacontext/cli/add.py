@@ -33,6 +33,9 @@ def add(
     name: Annotated[
         str | None, typer.Option(metavar="NAME", help="What standard input is called: it becomes text:NAME.")
     ] = None,
+    allow_erased: Annotated[
+        bool, typer.Option("--allow-erased", help="Let documents in again that were erased from this memory.")
+    ] = False,
     model: Model = None,
 ) -> None:
     """Add files, folders or standard input to the memory.
@@ -54,6 +57,7 @@ def add(
             labels=label or (),
             message=message,
             author=author(),
+            allow_erased=allow_erased,
             listener=listener,
         )
     skipped = [*absent, *({"uri": each.uri, "reason": each.reason} for each in receipt.skipped)]

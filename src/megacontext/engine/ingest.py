@@ -7,7 +7,7 @@ complete are recognised by their hash and the unfinished one goes on where it wa
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -32,6 +32,7 @@ from megacontext.errors import ConfigError, IngestError
 from megacontext.models.base_lm import BaseLM
 from megacontext.models.gistnet import GistEncoder
 from megacontext.storage import BranchWriter, DocumentRecord, Repository, Snapshot
+from megacontext.storage.erased import door
 from megacontext.storage.hashing import digest
 from megacontext.storage.labels import checked_names
 
@@ -87,15 +88,18 @@ def ingest(
     message: str = "",
     author: str = "",
     config: IngestConfig | None = None,
+    allow_erased: bool = False,
     listener: Listener = nobody,
 ) -> Receipt:
-    """Adds sources to a branch (default: the current one) and commits. Without an encoder the memory gets no gists.
+    """Adds sources to a branch (default: the current one) and commits. Without an encoder the memory gets no gists. What was
+    erased from the memory is skipped, unless `allow_erased`: then it may come in again from now on.
 
     Raises BranchLocked while somebody else writes the branch, and StorageFull with everything acknowledged kept.
     """
     builder = GistBuilder(base, encoder) if encoder is not None else None
     with repository.writer(branch, layer=builder.spec if builder else None) as writer:
-        run = Ingest(writer, TextCutter(base.tokenizer), builder, config=config, listener=listener)
+        refuses = door(repository.root, allow=allow_erased, author=author)
+        run = Ingest(writer, TextCutter(base.tokenizer), builder, config=config, refuses=refuses, listener=listener)
         receipt = run(sources, message=message, author=author)
     done = repack_if_due(repository, base, encoder, branch=branch, author=author) if run.config.repack else None
     return receipt if done is None else replace(receipt, commit=done.commit, repacked=done.freed)
@@ -130,11 +134,12 @@ class Ingest:
         builder: GistBuilder | None,
         *,
         config: IngestConfig | None = None,
+        refuses: Callable[[str, str], str] = lambda source, text_hash: "",
         listener: Listener = nobody,
     ) -> None:
         self._writer, self._cutter, self._builder = writer, cutter, builder
         self.config = config or IngestConfig()
-        self._tell = listener
+        self._refuses, self._tell = refuses, listener
         snapshot = writer.snapshot()
         self._timeline = snapshot.timeline()
         self._last = {record.source: record for record in snapshot.documents}
@@ -198,6 +203,11 @@ class Ingest:
         if known_hash == text_hash:
             self._unchanged.append(source.uri)
             self._tell(DocumentUnchanged(uri=source.uri, size=len(data)))
+            return None
+        if reason := self._refuses(source.uri, text_hash):
+            skipped = Skipped(uri=source.uri, reason=f"{reason}; --allow-erased lets it in again")
+            self._skipped.append(skipped)
+            self._tell(DocumentSkipped(uri=skipped.uri, reason=skipped.reason))
             return None
         number = source.version or version + 1
         self._known[source.uri] = number, text_hash
@@ -277,7 +287,7 @@ class Ingest:
 
     def _snapshot_blocks(self, start: int, stop: int) -> tuple[U32, U8]:
         snapshot = self._writer.snapshot()
-        return snapshot.tokens(start, stop), snapshot.fill(start, stop)
+        return snapshot.shown(start, stop)
 
     def _begin(self, piece: _Piece) -> None:
         document, uri = piece.document, piece.document.source.uri

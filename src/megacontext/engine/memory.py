@@ -189,13 +189,15 @@ class Memory(Layered):
         labels: Sequence[str] = (),
         message: str = "",
         author: str = "",
+        allow_erased: bool = False,
         listener: Listener = nobody,
     ) -> Receipt:
         """Add files and folders (``"-"``: standard input), or ``text``; returns a receipt.
 
         ``name`` is what ``text`` or standard input is called (``text:<name>``). What is unreadable or binary is
         skipped and reported. Interrupted, it goes on where it was when it is called again with the same sources.
-        ``labels`` are put on all of them, on those that are there already, too; see ``label``.
+        ``labels`` are put on all of them, on those that are there already, too; see ``label``. What was erased is skipped,
+        unless ``allow_erased``.
         """
         from megacontext.engine.ingest import ingest
         from megacontext.engine.regist import left_behind
@@ -212,7 +214,16 @@ class Memory(Layered):
         listener(IngestStarted(sources=len(found), size=found.size))
         texts = (named(source, name, checked_names(labels)) for source in found)
         bundle = self.bundle
-        receipt = ingest(self.repository, bundle.base, bundle.gists, texts, message=message, author=author, listener=listener)
+        receipt = ingest(
+            self.repository,
+            bundle.base,
+            bundle.gists,
+            texts,
+            message=message,
+            author=author,
+            allow_erased=allow_erased,
+            listener=listener,
+        )
         for source in receipt.unchanged if labels else ():
             self.label(source, add=labels, message=message, author=author)
         if behind := left_behind(self.snapshot(), bundle.gists):

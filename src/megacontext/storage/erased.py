@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from megacontext.errors import CorruptObject
-from megacontext.storage import files
+from megacontext.storage import audit, files
 from megacontext.storage.documents import DocumentRecord
 from megacontext.storage.hashing import Json, sealed, unsealed
 
@@ -145,6 +145,23 @@ def readmit(root: Path, source: str, text_hash: str) -> bool:
             return False
         save_erased(root, erased.without(source, text_hash))
     return True
+
+
+def door(root: Path, *, allow: bool = False, author: str = "") -> Callable[[str, str], str]:
+    """What says of a name and a text's hash why they may not come into the memory at `root` ('' if they may). With `allow` all
+    may, and what comes in is taken off the list, which the audit log tells."""
+    erased = load_erased(root)
+    if not erased:
+        return lambda source, text_hash: ""
+    if not allow:
+        return erased.reason
+
+    def admit(source: str, text_hash: str) -> str:
+        if readmit(root, source, text_hash):
+            audit.append(root, "readmit", {"source": erased.key_hash(source)}, author=author)
+        return ""
+
+    return admit
 
 
 def take_in(root: Path, other: ErasedList) -> None:
