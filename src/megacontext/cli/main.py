@@ -15,6 +15,7 @@ from typer.main import get_group
 from megacontext import __version__
 from megacontext.cli import failures, output, place
 from megacontext.cli.add import add
+from megacontext.cli.archive import export, import_
 from megacontext.cli.branch import branch, checkout
 from megacontext.cli.convert import convert
 from megacontext.cli.diff import diff
@@ -22,11 +23,13 @@ from megacontext.cli.env import env
 from megacontext.cli.explain import explain
 from megacontext.cli.focus import focus
 from megacontext.cli.fsck import fsck
+from megacontext.cli.gc import gc
 from megacontext.cli.generate import generate
 from megacontext.cli.init import init
 from megacontext.cli.label import label
 from megacontext.cli.log import log
 from megacontext.cli.merge import merge, revert
+from megacontext.cli.migrate import migrate
 from megacontext.cli.regist import regist
 from megacontext.cli.repack import repack
 from megacontext.cli.rm import rm
@@ -206,7 +209,15 @@ verb(
 )(convert)
 verb(app, "regist", "megacontext regist --model runs/better", "megacontext regist --remove 3fa9")(regist)
 verb(app, "repack", "megacontext repack", "megacontext repack --all --dry-run")(repack)
+verb(app, "export", "megacontext export project.tar", "megacontext export --branches all --history - | zstd > all.tar.zst")(
+    export
+)
+verb(app, "import", "megacontext import project.tar copy.mc", "megacontext -C project.mc import theirs.tar --as theirs")(
+    import_
+)
 verb(app, "fsck", "megacontext fsck")(fsck)
+verb(app, "gc", "megacontext gc --dry-run", "megacontext gc")(gc)
+verb(app, "migrate", "megacontext migrate --dry-run", "megacontext migrate")(migrate)
 verb(app, "env", "megacontext env")(env)
 app.add_typer(train, name="train")
 

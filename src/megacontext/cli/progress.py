@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -34,6 +34,26 @@ def ingest_progress(verb: str = "adding") -> Iterator[Listener]:
     )
     with Progress(*columns, console=output.stderr(), transient=True) as progress:
         yield _IngestBar(progress, verb)
+
+
+@contextmanager
+def byte_progress(verb: str) -> Iterator[Callable[[int, int], None]]:
+    """What draws bytes done of bytes to do."""
+    if not sys.stderr.isatty():
+        yield lambda done, total: None
+        return
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=output.stderr(), transient=True) as progress:
+        task = progress.add_task(verb, total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)
 
 
 class _IngestBar:

@@ -21,7 +21,7 @@ from megacontext.cli.reference import reference
 ROOT = Path(__file__).parents[3]
 VERBS = (
     "init", "add", "status", "log", "show", "search", "focus", "explain", "generate", "branch", "checkout", "tag", "diff", "merge", "revert",
-    "fsck", "env", "train", "demo", "bench",
+    "export", "import", "fsck", "gc", "migrate", "env", "train", "demo", "bench",
 )  # fmt: skip
 
 
