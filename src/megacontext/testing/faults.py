@@ -32,6 +32,13 @@ class Fate(StrEnum):
     KILL_WITHIN = "kill within"  # the same, half way through a write
     ERROR = "error"  # the step fails once, with an input/output error
     FULL = "full"  # the disk is full from the step on, after half a write
+    STOP = (
+        "stop"  # nothing reaches the disk from the step on: `Stopped`, as if killed, but the process can look at what is left
+    )
+
+
+class Stopped(BaseException):
+    """Stands for the end of the process: no handler of errors gets in its way."""
 
 
 class Faults:
@@ -85,10 +92,12 @@ class Faults:
     def _happen(self, name: str, real: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
         first, self.happened = not self.happened, True
         half = name == "write" and len(arguments[1]) > 1
-        if self.fate in (Fate.KILL_WITHIN, Fate.FULL) and first and half:
+        if self.fate in (Fate.KILL_WITHIN, Fate.FULL, Fate.STOP) and first and half:
             real(arguments[0], arguments[1][: len(arguments[1]) // 2])
         if self.fate in (Fate.KILL, Fate.KILL_WITHIN):
             os.kill(os.getpid(), signal.SIGKILL)
+        if self.fate is Fate.STOP:
+            raise Stopped
         if self.fate is Fate.ERROR and first:
             raise OSError(errno.EIO, os.strerror(errno.EIO))
         if self.fate is Fate.FULL and name in _FILLING:

@@ -1,0 +1,257 @@
+"""A memory against dictionaries: whatever is added, superseded, removed, branched, merged, reverted, repacked and erased, with
+crashes anywhere, every branch, tag and old commit holds what the model says.
+
+A new verb is one rule of one line: `self.change(what is done, what the branch then holds, crash)`.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from crash_verbs import SEGMENT_BLOCKS, text_of
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+from megacontext.engine.bundle import Bundle, load_bundle
+from megacontext.engine.erase import Eraser
+from megacontext.engine.gist_builder import GistBuilder
+from megacontext.engine.memory import Memory
+from megacontext.engine.repack import repack
+from megacontext.engine.tokenizer_files import tokenizer_files
+from megacontext.storage import Repository, Snapshot
+from megacontext.storage.garbage import collect
+from megacontext.testing.faults import Fate, Faults, Stopped
+from megacontext.testing.tiny_bundle import save_tiny_bundle
+
+LONG = bool(os.environ.get("MEGACONTEXT_LONG_TESTS"))
+Texts = dict[str, str]
+"""By name, the texts of the documents that are there."""
+# Most steps are not interrupted; the others at a step that they may have or not.
+CRASH = st.one_of(st.just(0), st.just(0), st.integers(1, 120))
+NAMES = st.sampled_from("abcdef")
+
+
+class MemoryMachine(RuleBasedStateMachine):
+    bundle: Bundle  # the models, loaded once for all examples
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.folder = Path(tempfile.mkdtemp(dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else None))
+        self.erased: set[str] = set()
+        self.memory: Memory | None = None
+
+    @initialize()
+    def start(self) -> None:
+        repository = Repository.create(
+            self.folder / "m",
+            tokenizer=self.bundle.base.tokenizer_fingerprint,
+            tokenizer_files=tokenizer_files(self.bundle.tokenizer),
+            segment_blocks=SEGMENT_BLOCKS,
+        )
+        self.memory = Memory(repository, self.bundle)
+        self.branches: dict[str, Texts] = {"main": {}}
+        self.tags: dict[str, Texts] = {}
+        self.past: dict[str, Texts] = {repository.resolve(): {}}
+
+    @property
+    def opened(self) -> Memory:
+        assert self.memory is not None
+        return self.memory
+
+    @property
+    def here(self) -> str:
+        return self.opened.repository.head
+
+    @property
+    def now(self) -> Texts:
+        return self.branches[self.here]
+
+    # -- how a change is made ------------------------------------------------------------------
+
+    def change(self, act: Callable[[], object], after: Texts, crash: int) -> None:
+        """Does something to the current branch, which then holds `after`, or, if it is interrupted, what it held before."""
+        if self.interrupted(act, crash):
+            found = held(self.opened, self.here)
+            assert found in (self.now, after), f"{found} is neither {self.now} nor {after}"
+            after = found
+        self.branches[self.here] = after
+        self.past[self.opened.repository.resolve()] = after
+
+    def interrupted(self, act: Callable[[], object], crash: int) -> bool:
+        """Does something, and lets it end at step `crash`, if that is not 0; whether it did."""
+        faults = Faults(Fate.STOP, crash)
+        try:
+            with faults.installed():
+                act()
+        except Stopped:
+            self.reopen()
+            return True
+        return False
+
+    # -- rules ---------------------------------------------------------------------------------
+
+    @rule(name=NAMES, version=st.integers(0, 3), crash=CRASH)
+    def add_or_supersede(self, name: str, version: int, crash: int) -> None:
+        if name not in self.erased:
+            text = text_of(f"{name}{version}", 20 + 400 * (version % 3))
+            self.change(lambda: self.opened.add(text=text, name=name), {**self.now, name: text}, crash)
+
+    @precondition(lambda self: self.now)
+    @rule(data=st.data(), crash=CRASH)
+    def remove(self, data: st.DataObject, crash: int) -> None:
+        name = data.draw(st.sampled_from(sorted(self.now)))
+        self.change(lambda: self.opened.remove(f"text:{name}"), without(self.now, name), crash)
+
+    @precondition(lambda self: len(self.branches) > 1)
+    @rule(data=st.data(), crash=CRASH)
+    def merge(self, data: st.DataObject, crash: int) -> None:
+        other = data.draw(st.sampled_from(sorted(set(self.branches) - {self.here})))
+        repository = self.opened.repository
+        bases = repository.merge_bases(repository.resolve(self.here), repository.resolve(other))
+        if len(bases) == 1:
+            after = three_way(self.past[bases[0]], self.now, self.branches[other])
+            self.change(lambda: self.opened.merge(other, choice="theirs"), after, crash)
+
+    @rule(crash=CRASH)
+    def repack(self, crash: int) -> None:
+        parts = self.opened.repository, self.bundle.base, self.bundle.gists
+        self.change(lambda: repack(*parts, everything=True), self.now, crash)
+
+    @rule(crash=CRASH)
+    def gc(self, crash: int) -> None:
+        self.change(lambda: collect(self.folder / "m", grace=0), self.now, crash)
+
+    @precondition(lambda self: any(self.past.values()))
+    @rule(data=st.data(), crash=CRASH)
+    def erase(self, data: st.DataObject, crash: int) -> None:
+        name = data.draw(st.sampled_from(sorted({name for texts in self.past.values() for name in texts})))
+        memory = self.opened
+        eraser = Eraser(memory.repository, lambda: memory.tokenizer, lambda: (self.bundle.base, self.bundle.gists))
+        before = {branch: memory.repository.resolve(branch) for branch in self.branches}
+        crashed = self.interrupted(lambda: eraser.erase(eraser.outlook([f"text:{name}"])), crash)
+        if crashed and {branch: self.opened.repository.resolve(branch) for branch in self.branches} == before:
+            return
+        self.erased.add(name)
+        self.branches = {branch: without(texts, name) for branch, texts in self.branches.items()}
+        self.tags = {tag: without(texts, name) for tag, texts in self.tags.items()}
+        # Commits that had it have other names now; what they hold is known for those that did not.
+        self.past = {commit: texts for commit, texts in self.past.items() if self.is_there(commit)}
+        self.past |= self.rewritten(name)
+
+    @rule(name=st.sampled_from(["one", "two", "three"]))
+    def branch(self, name: str) -> None:
+        if name not in self.branches:
+            self.opened.branch(name)
+            self.branches[name] = dict(self.now)
+
+    @rule(data=st.data())
+    def checkout(self, data: st.DataObject) -> None:
+        self.opened.checkout(data.draw(st.sampled_from(sorted(self.branches))))
+
+    @rule(name=st.sampled_from(["t", "u"]))
+    def tag(self, name: str) -> None:
+        if name not in self.tags:
+            self.opened.tag(name)
+            self.tags[name] = dict(self.now)
+
+    @rule()
+    def reopen(self) -> None:
+        self.memory = Memory(Repository.open(self.folder / "m"), self.bundle)
+
+    @rule(data=st.data())
+    def look_back(self, data: st.DataObject) -> None:
+        commit = data.draw(st.sampled_from(sorted(self.past)))
+        assert held(self.opened, commit) == self.past[commit]
+
+    @rule()
+    def check(self) -> None:
+        report = self.opened.fsck()
+        assert report.clean, report.findings
+        for name, texts in (self.branches | self.tags).items():
+            assert held(self.opened, name) == texts, name
+        check_gists(self.opened.snapshot(), self.bundle)
+
+    @invariant()
+    def the_branch_holds_what_it_should(self) -> None:
+        if self.memory is not None:
+            assert held(self.opened, self.here) == self.now
+
+    # -- after an erasure ----------------------------------------------------------------------
+
+    def is_there(self, commit: str) -> bool:
+        return (self.folder / "m/objects" / commit[:2] / commit).exists()
+
+    def rewritten(self, name: str) -> dict[str, Texts]:
+        """The commits of all refs as they are called now; what the older ones hold is read, which `look_back` and the erasure's
+        own scan check, and must not be what was erased."""
+        found: dict[str, Texts] = {}
+        for reference in (*self.branches, *self.tags):
+            todo = [self.opened.repository.resolve(reference)]
+            while todo:
+                commit = todo.pop()
+                if commit not in found:
+                    found[commit] = self.past.get(commit) or held(self.opened, commit)
+                    assert name not in found[commit]
+                    todo += self.opened.repository.commit(commit).parents
+        return found
+
+    def teardown(self) -> None:
+        if self.memory is not None:
+            self.check()
+        shutil.rmtree(self.folder)
+
+
+def held(memory: Memory, reference: str) -> Texts:
+    """By name, the texts that are there."""
+    snapshot = memory.snapshot(reference)
+    return {each.source.removeprefix("text:"): memory.text(each, snapshot) for each in snapshot.documents.live()}
+
+
+def without(texts: Texts, name: str) -> Texts:
+    return {other: text for other, text in texts.items() if other != name}
+
+
+def three_way(base: Texts, ours: Texts, theirs: Texts) -> Texts:
+    """A merge in which they win where both changed."""
+    merged = {}
+    for name in base.keys() | ours.keys() | theirs.keys():
+        b, o, t = base.get(name), ours.get(name), theirs.get(name)
+        text = o if t == b else t
+        if text is not None:
+            merged[name] = text
+    return merged
+
+
+def check_gists(snapshot: Snapshot, bundle: Bundle) -> None:
+    """Every gist of a live node is the one that a rebuild of all levels makes."""
+    if not snapshot.blocks:
+        return
+    assert bundle.gists is not None and not snapshot.stale_layers
+    timeline = snapshot.timeline()
+    for _, gists in GistBuilder(bundle.base, bundle.gists).rebuild(snapshot):
+        for lod, (start, rows) in gists.items():
+            alive = ~timeline.dead_mask(np.full(len(rows), lod, np.int8), np.arange(start, start + len(rows)))
+            np.testing.assert_array_equal(snapshot.gists(lod, start, start + len(rows))[alive], rows[alive])
+
+
+@pytest.mark.slow
+def test_a_memory_is_what_dictionaries_say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+    monkeypatch.setattr(os, "fdatasync", lambda descriptor: None)
+    MemoryMachine.bundle = load_bundle(save_tiny_bundle(tmp_path / "bundle", lensnet=False))
+    few = settings(max_examples=200 if LONG else 6, stateful_step_count=30 if LONG else 20, deadline=None)
+    run_state_machine_as_test(MemoryMachine, settings=few)
