@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import errno
 import os
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from megacontext.errors import CorruptObject, StorageError, StorageFull
 from megacontext.storage import LocalObjectStore, ObjectReader, ObjectStore
 from megacontext.storage.tensors import encode
+from megacontext.testing.faults import Fate, Faults
 from megacontext.testing.store import ObjectStoreSuite
 
 
@@ -24,6 +26,9 @@ class TestLocalObjectStore(ObjectStoreSuite):
         path.unlink(missing_ok=True)
         if data is not None:
             path.write_bytes(data)
+
+    def full(self, place: Path) -> AbstractContextManager[object]:
+        return Faults(Fate.FULL, 1).installed()
 
 
 def local(tmp_path: Path) -> LocalObjectStore:
