@@ -54,7 +54,7 @@ def all_branches(place: Place) -> Iterator[dict[str, Transaction]]:
 
 
 def resume(root: Path) -> None:
-    """Finishes what a crash interrupted, where it can; called whenever a memory is opened. Raises nothing but CorruptObject."""
+    """Finishes what a crash interrupted, where it can; called whenever a memory is opened, and never in its way."""
     if not (root / ERASING).exists():
         return
     try:

@@ -74,7 +74,7 @@ def load_intent(root: Path) -> Intent | None:
             needles.append(Needle(KINDS[kind], raw[start:stop], longer))
         return Intent(**json.loads(metadata["intent"]), needles=needles)
     except (ValueError, KeyError, TypeError, IndexError) as error:
-        raise CorruptObject(f"{path} is damaged: {error}") from error
+        raise CorruptObject(f"{path} is damaged ({error}): remove it, and erase the same again") from error
 
 
 def forget(root: Path) -> None:

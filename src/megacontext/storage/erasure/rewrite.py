@@ -17,7 +17,6 @@ import numpy as np
 
 from megacontext.core.ranges import joined
 from megacontext.core.timeline import Timeline
-from megacontext.errors import MissingObject
 from megacontext.storage import merkle
 from megacontext.storage.commit import Commit, load_commit, load_layer
 from megacontext.storage.dead import DeadRanges, load_dead
@@ -188,8 +187,7 @@ class Rewriter:
 
 
 def in_order(reader: ObjectReader, names: Iterable[str]) -> list[str]:
-    """These commits and all before them, each after its parents. One that is not there, since history was cut off, is left out;
-    raises MissingObject for one of `names`, CorruptObject."""
+    """These commits and all before them, each after its parents. Raises MissingObject, CorruptObject."""
     order: list[str] = []
     seen: set[str] = set()
     for first in sorted(set(names)):
@@ -200,14 +198,8 @@ def in_order(reader: ObjectReader, names: Iterable[str]) -> list[str]:
                 order.append(name)
             elif name not in seen:
                 seen.add(name)
-                try:
-                    parents = load_commit(reader, name).parents
-                except MissingObject:
-                    if name == first:
-                        raise
-                    continue
                 todo.append((name, True))
-                todo += [(parent, False) for parent in parents]
+                todo += [(parent, False) for parent in load_commit(reader, name).parents]
     return order
 
 
