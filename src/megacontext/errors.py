@@ -20,6 +20,7 @@
     │   ├── FormatVersionError           written by a version that this one cannot read
     │   ├── CorruptObject                bytes differ from their checksum; names the object
     │   ├── MissingObject                an object that is referred to is not there
+    │   ├── DetailPruned                 raw tokens that were pruned; `restore` brings them back
     │   ├── BranchLocked                 another writer holds the branch
     │   ├── RefConflict                  a branch moved while it was being written
     │   ├── ArchiveError                 an archive that cannot be imported: cut, damaged or made to do harm
@@ -123,6 +124,10 @@ class CorruptObject(StorageError):
 
 class MissingObject(StorageError):
     """An object that is referred to is not there."""
+
+
+class DetailPruned(StorageError):
+    """Raw tokens were asked for that are archived; ``megacontext restore`` brings them back."""
 
 
 class BranchLocked(StorageError):

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from megacontext.engine.merge import Merged
     from megacontext.engine.merge_plan import Choice
     from megacontext.engine.policies import FocusPolicy
+    from megacontext.engine.prune import Pruned
     from megacontext.engine.remove import Removal
     from megacontext.engine.repack import Repacked
     from megacontext.engine.session import Session, SessionConfig
@@ -256,6 +257,30 @@ class Memory(Layered):
 
         models, options = self.models, {"everything": everything, "dry_run": dry_run}
         return repack(self.repository, models.base, models.gists, branch=branch, message=message, author=author, **options)
+
+    def prune(
+        self,
+        *documents: str,
+        before: float | None = None,
+        archive: str | Path | None = None,
+        dry_run: bool = False,
+        author: str = "",
+    ) -> Pruned:
+        """Move the raw tokens of documents, or of all that were added ``before`` a time, to an archive; their gists stay.
+
+        A window shows them by gists only, searches skip them, and reading them raises DetailPruned until ``restore``.
+        """
+        from megacontext.engine.prune import prune
+
+        folder = Path(archive) if archive is not None else None
+        return prune(self.repository, documents, before=before, archive=folder, dry_run=dry_run, author=author)
+
+    def restore(self, *documents: str, archive: str | Path | None = None, dry_run: bool = False, author: str = "") -> Pruned:
+        """Bring pruned raw tokens back, bit for bit: those of these documents, or all."""
+        from megacontext.engine.prune import restore
+
+        folder = Path(archive) if archive is not None else None
+        return restore(self.repository, documents, archive=folder, dry_run=dry_run, author=author)
 
     def merge(
         self,

@@ -13,7 +13,7 @@ from typing import Any
 
 from megacontext.core import Timeline
 from megacontext.engine.gist_builder import F16, U8, U32, Frontier, GistBuilder, NewGists
-from megacontext.errors import BranchLocked
+from megacontext.errors import BranchLocked, DetailPruned
 from megacontext.models.base_lm import BaseLM
 from megacontext.models.gistnet import GistEncoder
 from megacontext.storage import Layer, LayerSpec, Repository, Snapshot, audit
@@ -81,9 +81,10 @@ def repack(
 def repack_if_due(
     repository: Repository, base: BaseLM | None, encoder: GistEncoder | None, *, branch: str | None = None, author: str = ""
 ) -> Repacked | None:
-    """Repacks a branch of which so much is dead that it should be; None where it is not, or somebody else writes it."""
+    """Repacks a branch of which so much is dead that it should be; None where it is not, where somebody else writes it, and
+    where raw tokens of what would move are archived."""
     if due(repository.snapshot(branch), repository.info.segment_blocks):
-        with suppress(BranchLocked):
+        with suppress(BranchLocked, DetailPruned):
             return repack(repository, base, encoder, branch=branch, author=author)
     return None
 

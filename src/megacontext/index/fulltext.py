@@ -220,13 +220,14 @@ def best(blocks: I64, ranked: F64, limit: int) -> Hits:
 
 
 def visible(snapshot: Snapshot, allowed: Keep | None) -> Keep | None:
-    """What a reader may see of a snapshot: live, not denied, and allowed; None where that is everything."""
+    """What can be found of a snapshot: live, not denied, not pruned, and allowed; None where that is everything."""
     timeline = snapshot.timeline()
-    if not timeline.dead and not timeline.denied:
+    if not timeline.dead and not timeline.denied and not timeline.pruned:
         return allowed
 
     def passes(blocks: I64) -> Bool:
-        live = ~timeline.absent_mask(np.zeros(len(blocks), np.int8), blocks)
+        raw = np.zeros(len(blocks), np.int8)
+        live = ~(timeline.absent_mask(raw, blocks) | timeline.pruned_mask(raw, blocks))
         return live if allowed is None else live & allowed(blocks)
 
     return passes

@@ -12,14 +12,19 @@ from urllib.parse import unquote
 
 import numpy as np
 
-from megacontext.errors import CorruptObject, MegaContextError, MissingObject
+from megacontext.errors import CorruptObject, MegaContextError
+from megacontext.storage import audit
+from megacontext.storage.erased import FILE, load_erased
+from megacontext.storage.erasure.intent import load_intent
 from megacontext.storage.info import MemoryInfo, damaged_files, read_info
 from megacontext.storage.journal import Frame, JournalContent, originals, read_journal
 from megacontext.storage.objects import LocalObjectStore, ObjectReader, ObjectStore
-from megacontext.storage.place import INFO, local_store
+from megacontext.storage.place import ERASING, INFO, local_store
+from megacontext.storage.pruning import damage
 from megacontext.storage.refs import BRANCHES, TAGS, Refs, quoted
 from megacontext.storage.snapshot import Snapshot
 from megacontext.storage.state import Base, BranchState, journal_spec
+from megacontext.storage.stubs import Stubs
 from megacontext.storage.walk import Finding, Walk
 
 
@@ -72,7 +77,10 @@ def _fitting(reader: ObjectReader, segment_blocks: int, called: str, commit: str
         right = (record.ordinal, record.start_block) == (ordinal, start) and start <= end <= snapshot.blocks
         if right:
             blocks = np.arange(start, end)
-            tokens = int(snapshot.fill_at(blocks).sum(dtype=np.int64)) + (len(snapshot.open_ids) if record.open else 0)
+            fill = snapshot.fill_at(blocks)
+            if not fill.all() and state.dead.within(start, end) != [(0, end - start)]:
+                yield Finding(f"document {ordinal} of {called}", "document", "its blocks are blank, but not dead")
+            tokens = int(fill.sum(dtype=np.int64)) + (len(snapshot.open_ids) if record.open else 0)
             right = record.tokens == tokens and not (snapshot.documents_at(blocks) != ordinal).any()
         if not right:
             yield Finding(f"document {ordinal} of {called}", "document", f"{record.source} does not match its blocks")
@@ -99,7 +107,7 @@ class _HashedStore(LocalObjectStore):
             return self._path(name).read_bytes()
         if name in self._damage:
             raise CorruptObject(self._damage[name])
-        raise MissingObject(f"object {name} is not there")
+        raise self.absent(name)
 
     def view(self, name: str) -> memoryview:
         return memoryview(self.get(name))
@@ -118,7 +126,8 @@ class _Check:
     def run(self) -> Report:
         info = self._info()
         self._hash_objects()
-        reader = ObjectReader(_HashedStore(self._root, self._damage, self._whole), keep=512)
+        stubs = Stubs(self._root)
+        reader = ObjectReader(_HashedStore(self._root, self._damage, self._whole), keep=512, stubs=stubs)
         walk = Walk(reader, info.segment_blocks if info else 0)
         branches, tags = dict(self._read_refs(BRANCHES)), dict(self._read_refs(TAGS))
         self._head()
@@ -130,6 +139,9 @@ class _Check:
             self._journals(branches)
         else:
             self._notes.append(f"only hashes were checked: without {INFO} it is not known how segments are cut")
+        self._acts()
+        for name, why in damage(self._root):
+            self._wrong(name, "archive", f"{why}; lost: raw tokens that were pruned")
         used = walk.findings
         for name, reason in sorted(self._damage.items()):
             if name not in used:
@@ -215,6 +227,25 @@ class _Check:
             self._wrong(f"journal/{self._journal(branch).name}", "journal", f"it does not continue commit {commit}")
             return
         self._findings += _fitting(reader, info.segment_blocks, f"refs/heads/{branch}", commit, frames)
+
+    def _acts(self) -> None:
+        """The audit log, and what came of erasures."""
+        chain = audit.read(self._root)
+        if chain.wrong:
+            self._wrong(f"{audit.FOLDER}/{audit.LOG}", "audit log", f"{chain.wrong}: lines were changed or taken out")
+        if chain.torn:
+            self._notes.append(f"audit log: {chain.torn} bytes of a line that was never finished")
+        try:
+            load_erased(self._root)
+        except CorruptObject as error:
+            self._wrong(FILE, "list", f"{error}; lost: what may not come in again")
+        try:
+            begun = load_intent(self._root) is not None
+        except CorruptObject as error:
+            begun = False
+            self._wrong(ERASING, "erasure", error)
+        if begun:
+            self._notes.append("an erasure is not finished; megacontext erase --finish does that")
 
     def _journals(self, branches: dict[str, str]) -> None:
         """Journals whose branch is gone or unreadable: their content hangs in the air."""

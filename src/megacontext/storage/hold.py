@@ -8,7 +8,7 @@ from contextlib import suppress
 from types import TracebackType
 from typing import Self
 
-from megacontext.errors import CorruptObject, StorageError
+from megacontext.errors import CorruptObject, DetailPruned, StorageError
 from megacontext.storage import files
 from megacontext.storage.access import refuse_denied
 from megacontext.storage.commit import Commit
@@ -22,6 +22,7 @@ from megacontext.storage.refs import BRANCHES
 from megacontext.storage.seal import Sealer
 from megacontext.storage.snapshot import Snapshot
 from megacontext.storage.state import Base, BranchState, journal_spec, layer_tree
+from megacontext.storage.stubs import RESTORE
 
 
 class BranchHold:
@@ -43,6 +44,8 @@ class BranchHold:
             self._store: LocalObjectStore = place.store(branch)
             self._store.clean()
             self._journal, self._state = self._recover()
+            if self._state.tail.pruned:
+                raise DetailPruned(f"nothing can follow the end of branch {branch!r} now: {RESTORE}")
             self._elsewhere = place.access.elsewhere(self._state.base.name) if place.access else ()
         except BaseException:
             self._lock.release()

@@ -18,9 +18,12 @@ from io import FileIO
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar
 
-from megacontext.errors import CorruptObject, MissingObject
+from megacontext.core.ranges import BlockRange
+from megacontext.errors import CorruptObject, DetailPruned, MissingObject
 from megacontext.storage import files
 from megacontext.storage.hashing import Digest, Json, digest, is_name
+from megacontext.storage.stubs import FOLDER as STUBS
+from megacontext.storage.stubs import RESTORE, TOKENS, Stubs
 from megacontext.storage.tensors import Array, decode
 
 # Below this a read is cheaper than a map, and a map of its own would waste most of its page.
@@ -30,7 +33,10 @@ Bytes = TypeVar("Bytes", bytes, memoryview)
 
 
 class ObjectStore(Protocol):
-    """What every object store promises. `megacontext.testing.store` holds the test of the promise."""
+    """What every object store promises. `megacontext.testing.store` holds the test of the promise.
+
+    Any number of threads may read; one writes. A text that is not the name of an object raises CorruptObject.
+    """
 
     def put(self, data: bytes) -> str:
         """Stages an object and returns its name. Readable here at once; durable and readable by others
@@ -47,7 +53,8 @@ class ObjectStore(Protocol):
 
     def view(self, name: str) -> memoryview:
         """As `get`, but mapped into memory where the store can: for large objects read in parts.
-        Checked as a whole now, not again when pages are read later."""
+        Read-only. Checked as a whole now, not again when pages are read later; it stays what it was, also when the
+        object is removed."""
 
     def has(self, name: str) -> bool:
         """Whether the object is there (staged or durable), without reading it."""
@@ -204,7 +211,13 @@ class LocalObjectStore:
         try:
             return FileIO(self._staged[name] if name in self._staged else self._place(name))
         except FileNotFoundError as error:
-            raise _missing(name) from error
+            raise self.absent(name) from error
+
+    def absent(self, name: str) -> MissingObject | DetailPruned:
+        """Why an object is not in its place."""
+        if is_name(name) and os.path.exists(self._root.parent / STUBS / name):
+            return DetailPruned(f"object {name} is archived: {RESTORE}")
+        return _missing(name)
 
     def _path(self, name: str) -> Path:
         return Path(self._place(name))
@@ -237,8 +250,9 @@ class TensorObject(NamedTuple):
 class ObjectReader:
     """Parsed objects of a store, the `keep` last used kept. Safe to share between threads."""
 
-    def __init__(self, store: ObjectStore, keep: int = 8192) -> None:
+    def __init__(self, store: ObjectStore, keep: int = 8192, stubs: Stubs | None = None) -> None:
         self.store = store
+        self.stubs = stubs
         self._keep = keep
         self._lock = threading.Lock()
         self._parsed: OrderedDict[str, Any] = OrderedDict()
@@ -249,6 +263,17 @@ class ObjectReader:
         if parsed.metadata.get("kind") != kind:
             raise CorruptObject(f"object {name} should hold {kind}, not {parsed.metadata.get('kind')}")
         return parsed
+
+    def blocks(self, name: str) -> tuple[dict[str, Array], tuple[BlockRange, ...]]:
+        """The arrays of a segment or page of tokens, and which of its rows are pruned: their ids are zeros. Without `stubs`
+        such an object raises DetailPruned."""
+        try:
+            return self.tensors(name, TOKENS).arrays, ()
+        except DetailPruned:
+            stub = self.stubs.load(name) if self.stubs else None
+            if stub is None or stub.kind != TOKENS:
+                raise
+            return stub.arrays, stub.ranges
 
     def json(self, name: str, kind: str) -> Json:
         """The JSON object `name`; raises CorruptObject if it is damaged or not of that `kind`."""

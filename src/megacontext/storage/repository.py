@@ -24,6 +24,7 @@ from megacontext.storage.compare import Change, commit_changes, shown_changes, s
 from megacontext.storage.documents import DocumentTree
 from megacontext.storage.drop import LayerDrop
 from megacontext.storage.erasure.finish import resume
+from megacontext.storage.format import check_writable
 from megacontext.storage.fsck import Report, check
 from megacontext.storage.gists import LayerSpec
 from megacontext.storage.guard import Guard
@@ -36,11 +37,13 @@ from megacontext.storage.labels import Labels, checked_names
 from megacontext.storage.layers import LayerWriter
 from megacontext.storage.objects import ObjectReader
 from megacontext.storage.place import FOLDERS, INFO, Place, local_store
+from megacontext.storage.pruning import Pruner
 from megacontext.storage.refs import BRANCHES, TAGS, Refs, check_name, suggestion
 from megacontext.storage.repacker import Repacker
 from megacontext.storage.segment import SEGMENT_BLOCKS, TokenTree
 from megacontext.storage.snapshot import Snapshot
 from megacontext.storage.state import Base, BranchState, journal_spec
+from megacontext.storage.stubs import Stubs
 from megacontext.storage.transaction import Transaction
 from megacontext.storage.writer import BranchWriter
 
@@ -60,7 +63,7 @@ class Repository:
         self.root = root
         self.info = info
         self.refs = Refs(root)
-        reader = ObjectReader(local_store(root, "unused"))
+        reader = ObjectReader(local_store(root, "unused"), stubs=Stubs(root))
         self.deny = frozenset(checked_names(deny))
         access = Access(self.deny, self.refs, reader, info.segment_blocks) if self.deny else None
         self._place = Place(root, info.segment_blocks, self.refs, reader, info.format, access)
@@ -241,6 +244,12 @@ class Repository:
     def repacker(self, branch: str | None = None) -> Repacker:
         """Takes a branch for leaving out what is dead. Raises BranchLocked, UnknownReference."""
         return Repacker(self._place, branch or self.head)
+
+    def pruner(self) -> Pruner:
+        """For moving raw tokens to an archive and back. Raises AccessDenied for a reader that is denied anything."""
+        refuse_denied(self._place.access, "pruning or restoring")
+        check_writable(self.root, self.info.format)
+        return Pruner(self.root, self.info.segment_blocks)
 
     def add_layer(self, spec: LayerSpec, branch: str | None = None) -> LayerWriter:
         """Takes a branch for laying a gist layer over the tokens it holds already, or for extending one."""

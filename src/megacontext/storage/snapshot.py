@@ -8,6 +8,7 @@ from functools import cached_property
 import numpy as np
 
 from megacontext.core.node import BLOCK
+from megacontext.core.ranges import BlockRanges, joined
 from megacontext.core.timeline import Timeline
 from megacontext.errors import UnknownReference
 from megacontext.storage.access import shown_commit
@@ -18,9 +19,10 @@ from megacontext.storage.gists import NOTHING, GistTree, Layer, load_rows
 from megacontext.storage.guard import Guard, GuardedColumn
 from megacontext.storage.hashing import digest
 from megacontext.storage.labels import Labels
-from megacontext.storage.merkle import MerkleList, get, iterate
+from megacontext.storage.merkle import get, iterate
 from megacontext.storage.objects import ObjectReader
-from megacontext.storage.segment import SPANS, TOKENS, UNKNOWN
+from megacontext.storage.raw import RawColumn, fetcher, pruned_blocks
+from megacontext.storage.segment import SPANS, UNKNOWN
 from megacontext.storage.shown import ShownDocuments
 from megacontext.storage.state import BranchState
 from megacontext.storage.tensors import F16, I64, U8, U32, Array
@@ -55,18 +57,28 @@ class Snapshot:
         segments, spans = state.base.tokens.strand.segments, state.base.documents.spans.segments
         self._segments = segments
 
-        def column(label: str, items: MerkleList, kind: str, name: str, rows: Array) -> Column | GuardedColumn:
-            def fetch(number: int) -> Array:
-                return reader.tensors(get(reader, items, number), kind).arrays[name]
+        self._pruned = joined((a, min(b, self.blocks)) for a, b in pruned_blocks(reader, segments, segment_blocks, tail))
+        known = BlockRanges.of(self._pruned)
 
-            whole = Column(label, fetch, segment_blocks, tail.start, rows)
+        def guarded(whole: Column) -> Column | GuardedColumn:
             return whole if guard is None else guard.column(whole, 0)
 
-        self._ids = column("blocks", segments, TOKENS, "ids", tail.ids)
-        self._fill = column("blocks", segments, TOKENS, "fill", tail.fill)
-        self._doc = column("blocks", segments, TOKENS, "doc", tail.doc)
-        self._chars = column("blocks", spans, SPANS, "chars", tail.chars)
-        self._lines = column("blocks", spans, SPANS, "lines", tail.lines)
+        def of_tokens(name: str, rows: Array) -> Column | GuardedColumn:
+            fetch = fetcher(reader, segments, name, known, segment_blocks)
+            if name == "ids" and self._pruned:
+                return guarded(RawColumn(fetch, segment_blocks, tail.start, rows, known))
+            return guarded(Column("blocks", fetch, segment_blocks, tail.start, rows))
+
+        def of_spans(name: str, rows: Array) -> Column | GuardedColumn:
+            def fetch(number: int) -> Array:
+                return reader.tensors(get(reader, spans, number), SPANS).arrays[name]
+
+            return guarded(Column("blocks", fetch, segment_blocks, tail.start, rows))
+
+        self._ids, self._fill, self._doc = (
+            of_tokens(name, rows) for name, rows in (("ids", tail.ids), ("fill", tail.fill), ("doc", tail.doc))
+        )
+        self._chars, self._lines = of_spans("chars", tail.chars), of_spans("lines", tail.lines)
 
     @property
     def cursor(self) -> int:
@@ -82,12 +94,19 @@ class Snapshot:
         """Names of the sealed token segments in order: keys for what is derived from them, shared by branches, and by
         readers that see the same of them."""
         names = list(iterate(self._reader, self._segments))
+        size = self._segment_blocks
+        for start, stop in self._pruned:
+            for number in range(start // size, min(-(-stop // size), len(names))):
+                inside = max(start - number * size, 0), min(stop - number * size, size)
+                names[number] = digest(f"{names[number]} pruned {inside}".encode())
         return names if self._guard is None else self._guard.names(names, self._segment_blocks)
 
     @property
     def key(self) -> str:
         """A name for the blocks of the timeline as this reader sees them: a key for what is derived from them all."""
         root = self.commit.tokens
+        if self._pruned:
+            root = digest(f"{root} pruned {self._pruned}".encode())
         return root if self._guard is None else digest(f"{root} {self._guard.key}".encode())
 
     def timeline(self) -> Timeline:
@@ -97,6 +116,7 @@ class Snapshot:
     @cached_property
     def _timeline(self) -> Timeline:
         timeline = Timeline(blocks=self.blocks, open_tokens=len(self.open_ids), dead=tuple(self._dead))
+        timeline = timeline.prune(self._pruned) if self._pruned else timeline
         return timeline if self._guard is None else self._guard.timeline(timeline)
 
     def tokens(self, start: int, stop: int) -> U32:
@@ -108,16 +128,18 @@ class Snapshot:
         return self._ids.at(blocks)
 
     def shown(self, start: int, stop: int) -> tuple[U32, U8]:
-        """Token ids uint32 [n, 32] and fill uint8 [n] of blocks `start:stop`, with denied blocks as if they were empty: for
-        what is derived from whole segments, under the names of `segments`."""
-        if self._guard is None:
+        """Token ids uint32 [n, 32] and fill uint8 [n] of blocks `start:stop`, with denied and pruned blocks as if they were
+        empty: for what is derived from whole segments, under the names of `segments`."""
+        if self._guard is None and not self._pruned:
             return self.tokens(start, stop), self.fill(start, stop)
         return self.shown_at(np.arange(start, stop, dtype=np.int64))
 
     def shown_at(self, blocks: I64) -> tuple[U32, U8]:
-        """The same of the blocks at int64 [k] indices: what is denied has a fill of 0."""
+        """The same of the blocks at int64 [k] indices: what is denied or pruned has a fill of 0."""
         ids, fill = np.zeros((len(blocks), BLOCK), np.uint32), np.zeros(len(blocks), np.uint8)
-        there = ~self._guard.denied_at(blocks) if self._guard is not None else np.ones(len(blocks), np.bool_)
+        there = self._timeline.finest(blocks) == 0
+        if self._guard is not None:
+            there &= ~self._guard.denied_at(blocks)
         ids[there], fill[there] = self.tokens_at(blocks[there]), self.fill_at(blocks[there])
         return ids, fill
 

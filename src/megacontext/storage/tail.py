@@ -7,11 +7,12 @@ from typing import NamedTuple
 import numpy as np
 
 from megacontext.core.node import BLOCK
+from megacontext.core.ranges import BlockRange
 from megacontext.storage.column import Rows
 from megacontext.storage.gists import NOTHING, GistRows
 from megacontext.storage.objects import ObjectReader
 from megacontext.storage.patches import Overlay
-from megacontext.storage.segment import SPANS, TOKENS, Strand, TokenTree
+from megacontext.storage.segment import SPANS, Strand, TokenTree
 from megacontext.storage.tensors import U8, U32
 
 
@@ -30,6 +31,7 @@ class Tail:
         self.chars = Rows((), np.uint32)
         self.lines = Rows((), np.uint32)
         self.open_ids: U32 = np.empty(0, np.uint32)
+        self.pruned: tuple[BlockRange, ...] = ()
 
     @property
     def blocks(self) -> int:
@@ -79,6 +81,7 @@ class Tail:
             lines=self.lines.view(0, stop),
             open_ids=self.open_ids,
             open_document=open_document,
+            pruned=self.pruned,
         )
 
 
@@ -93,6 +96,7 @@ class TailView(NamedTuple):
     lines: U32
     open_ids: U32
     open_document: int
+    pruned: tuple[BlockRange, ...] = ()
 
 
 def load_tail(
@@ -105,7 +109,8 @@ def load_tail(
     """The tail of a commit, from its pages."""
     tail = Tail(tokens.strand.segments.count * segment_blocks, gists)
     for name in tokens.strand.pages:
-        arrays = reader.tensors(name, TOKENS).arrays
+        arrays, pruned = reader.blocks(name)
+        tail.pruned += tuple((tail.blocks + start, tail.blocks + stop) for start, stop in pruned)
         whole = min(tokens.blocks - tail.blocks, len(arrays["ids"]))
         tail.ids.append(arrays["ids"][:whole])
         tail.doc.append(arrays["doc"][:whole])

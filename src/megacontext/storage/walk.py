@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from megacontext.core.node import BLOCK
-from megacontext.errors import MegaContextError, StorageError
+from megacontext.errors import DetailPruned, MegaContextError, StorageError
 from megacontext.storage.commit import Commit, load_commit, load_documents, load_layer, load_tokens
 from megacontext.storage.dead import DEAD, load_dead
 from megacontext.storage.documents import PAGE_RECORDS, load_page
@@ -18,7 +19,7 @@ from megacontext.storage.labels import KIND as LABELS
 from megacontext.storage.labels import load_labels
 from megacontext.storage.merkle import ARITY, KIND, MerkleList, child, get
 from megacontext.storage.objects import ObjectReader
-from megacontext.storage.segment import PAGE_BLOCKS, SPANS, TOKENS, Strand, TokenTree
+from megacontext.storage.segment import PAGE_BLOCKS, SPANS, Strand, TokenTree
 from megacontext.storage.tensors import Array
 
 
@@ -60,7 +61,7 @@ class Walk:
 
     def original(self, name: str, source: str) -> None:
         """The original of a document."""
-        self._load(name, "original", f"the original of {source}", lambda reader, each: reader.store.get(each))
+        self._load(name, "original", f"the original of {source}", _original)
 
     def wrong(self, name: str, kind: str, meaning: str) -> None:
         """Notes a finding; the first one about an object stands."""
@@ -174,7 +175,7 @@ class Walk:
         self._load(name, "object", what, lambda reader, each: check(each, start, stop))
 
     def _token_piece(self, name: str, start: int, stop: int) -> None:
-        arrays = self._reader.tensors(name, TOKENS).arrays
+        arrays, _ = self._reader.blocks(name)
         _rows(arrays, {"ids": (BLOCK,), "doc": (), "fill": ()}, stop - start)
         fill, doc = arrays["fill"], arrays["doc"].astype(np.int64)
         _expect(bool((fill <= BLOCK).all()), "a block's fill is above 32")
@@ -235,6 +236,12 @@ class Walk:
         self._items(records.segments, lost, leaf, None)
         for number, name in enumerate(records.pages):
             leaf(name, records.segments.count + number)
+
+
+def _original(reader: ObjectReader, name: str) -> None:
+    # What is archived is looked at there.
+    with suppress(DetailPruned):
+        reader.store.get(name)
 
 
 def _rows(arrays: dict[str, Array], shapes: dict[str, tuple[int, ...]], count: int) -> None:
