@@ -1,4 +1,4 @@
-"""Write ``docs/poc_results.md`` and its curves from result files and ``docs/poc_results.template.md``.
+"""Write ``docs/poc_results.md`` with its curves, and ``docs/storage.md``, from result files and their templates.
 
     python -m tools.render_results            # write
     python -m tools.render_results --check    # fail if what is committed is not what the results give
@@ -23,7 +23,8 @@ from tools.report.template import render
 ROOT = Path(__file__).parent.parent
 RESULTS, PAGE, FIGURES = "benchmarks/results", "docs/poc_results.md", "docs/poc_results"
 TEMPLATE = "docs/poc_results.template.md"
-MARK = f"<!-- Rendered from {RESULTS}: edit {TEMPLATE}, then run python -m tools.render_results. -->\n"
+TEMPLATES = {PAGE: TEMPLATE, "docs/storage.md": "docs/storage.template.md"}
+MARK = "<!-- Rendered from {results}: edit {template}, then run python -m tools.render_results. -->\n"
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -52,11 +53,14 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def render_pages(root: Path) -> dict[str, str]:
-    """Path below ``root`` → text, of the page and its curves. DatasetError and ConfigError say what cannot be used."""
+    """Path below ``root`` → text, of the pages and their curves. DatasetError and ConfigError say what cannot be used."""
     results = load_results(root / RESULTS)
     blocks = Blocks(results=results)
-    page = render((root / TEMPLATE).read_text(encoding="utf-8"), template_data(results), blocks.by_name())
-    return {PAGE: MARK + page, **{f"{FIGURES}/{name}": drawn for name, drawn in sorted(blocks.figures.items())}}
+    data, pages = template_data(results), {}
+    for page, template in TEMPLATES.items():
+        text = render((root / template).read_text(encoding="utf-8"), data, blocks.by_name())
+        pages[page] = MARK.format(results=RESULTS, template=template) + text
+    return {**pages, **{f"{FIGURES}/{name}": drawn for name, drawn in sorted(blocks.figures.items())}}
 
 
 def template_data(results: Results) -> dict[str, Any]:

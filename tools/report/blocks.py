@@ -8,6 +8,9 @@ from typing import Any
 
 from megacontext.cli.bench_capacity import LABELS as CAPACITY_LABELS
 from megacontext.errors import ConfigError
+from megacontext.evaluation.storage_bench.tables import COLUMNS as STORAGE_COLUMNS
+from megacontext.evaluation.storage_bench.tables import summary_rows as storage_summary
+from megacontext.evaluation.storage_bench.tables import table_rows as storage_rows
 from megacontext.evaluation.tables import LABELS, difference_rows, quality_markdown
 from tools.report import experiments, plots, scaling
 from tools.report.files import Result, Results
@@ -47,6 +50,8 @@ class Blocks:
             "scaling_table": self.scaling_table,
             "scaling_laws": self.scaling_laws,
             "scaling_plot": self.scaling_plot,
+            "storage_table": storage_table,
+            "storage_aims": storage_aims,
             "sources": self.sources,
         }
 
@@ -179,9 +184,12 @@ class Blocks:
                 parts.append(self._plot(f"scaling-{arm}", text, plots.scaling(points, laws)))
         return "\n\n".join(parts)
 
-    def sources(self) -> str:
-        """Every result file that was read."""
-        names = [("runs/" if kind == "run" else "") + name for kind, named in self.results.by_kind.items() for name in named]
+    def sources(self, *kinds: str) -> str:
+        """Every result file of these kinds, or of all that are about models."""
+        chosen = {
+            kind: named for kind, named in self.results.by_kind.items() if (kind in kinds if kinds else kind != "storage")
+        }
+        names = [("runs/" if kind == "run" else "") + name for kind, named in chosen.items() for name in named]
         return ", ".join(f"`{name}.json`" for name in sorted(names))
 
     def _sizes(self) -> list[scaling.Size]:
@@ -234,6 +242,16 @@ def capacity_table(result: Result) -> str:
 def targets(result: Result) -> str:
     """The targets that were set beforehand, what was measured, and whether that is within them."""
     return table(("target", "measured [95 %]", ""), target_rows(result))
+
+
+def storage_table(result: Result) -> str:
+    """Every timed record of a storage result: the memory beside the plain file."""
+    return table(STORAGE_COLUMNS, storage_rows(result))
+
+
+def storage_aims(result: Result) -> str:
+    """What was aimed at, what was measured, and whether that is within it."""
+    return table(("", "aim", "measured", ""), storage_summary(result))
 
 
 def environment(result: Result) -> str:

@@ -7,6 +7,11 @@ import math
 from pathlib import Path
 from typing import Any
 
+ENVIRONMENT = {
+    **{"machine": "x86_64", "python": "3.11.7", "torch": "2.13.0", "transformers": "5.23.0"},
+    **{"megacontext": "0.1.0", "threads": 2, "commit": "0123456789abcdef"},
+}
+
 
 def around(name: str, value: float, half: float = 0.01) -> dict[str, Any]:
     """A figure with its interval."""
@@ -53,10 +58,7 @@ def quality(gist: float = 2.75) -> dict[str, Any]:
     return {
         "schema": 2,
         "kind": "quality",
-        "environment": {
-            **{"machine": "x86_64", "python": "3.11.7", "torch": "2.13.0", "transformers": "5.23.0"},
-            **{"megacontext": "0.1.0", "threads": 2, "commit": "0123456789abcdef"},
-        },
+        "environment": ENVIRONMENT,
         "config": {"far": 896, "tail": 128, "horizon": 64, "items": 300, "renewal": 16, "seed": 0},
         "gate": {"judged": True, "drop_minus_full": 0.4, "drop_minus_full_ci": [0.35, 0.45]}
         | {"drop_minus_full_far_copy": 0.8, "ci": [0.7, 0.9]},
@@ -143,3 +145,21 @@ def save(root: Path, **named: Any) -> None:
     for name, content in named.items():
         place = folder / "runs" if content["kind"] == "run" else folder
         (place / f"{name.replace('_', '-')}.json").write_text(json.dumps(content))
+
+
+def storage(open_ms: float = 5.0) -> dict[str, Any]:
+    """A storage result of two records."""
+
+    def times(p50: float, p99: float, computing: float) -> dict[str, float]:
+        return {"p50_ms": p50, "p99_ms": p99, "min_ms": p50 / 2, "computing_p50_ms": computing}
+
+    size = {"what": "size", "blocks": 1_000_000, "memory": {"bytes": 1003}, "plain": {"bytes": 1000}, "ratio": 1.003}
+    opened = {"memory": times(open_ms, 20.0, 5.0), "plain": times(0.1, 0.2, 0.1), "ratio": open_ms / 0.1}
+    return {
+        "schema": 1,
+        "kind": "storage",
+        "environment": ENVIRONMENT,
+        "config": {"blocks": 1_000_000, "document_blocks": 100, "width": 384, "seed": 0},
+        "records": [size, {"what": "open", "blocks": 1_000_000, "repeats": 60, **opened}],
+        "summary": {"open_ms": open_ms, "size_ratio": 1.003},
+    }

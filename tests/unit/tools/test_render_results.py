@@ -8,16 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from result_files import capacity, quality, run, save, sized
+from result_files import capacity, quality, run, save, sized, storage
 
 from megacontext.errors import ConfigError, DatasetError
-from tools.render_results import FIGURES, PAGE, TEMPLATE, main, render_pages
+from tools.render_results import FIGURES, PAGE, TEMPLATE, TEMPLATES, main, render_pages
 from tools.report.files import load_results
 from tools.report.targets import target_rows
 from tools.report.template import NOTE, PLACEHOLDER, render
 
 ROOT = Path(__file__).parents[3]
 LARGEST_FIGURE = 100_000
+STORAGE = "docs/storage.md"
 
 
 @pytest.fixture
@@ -29,6 +30,10 @@ def root(tmp_path: Path) -> Path:
         template, found = re.subn(rf"<!-- let: {name} = \S+ -->", f"<!-- let: {name} = {path} -->", template)
         assert found == 1
     (tmp_path / TEMPLATE).write_text(template)
+    storage = (ROOT / TEMPLATES[STORAGE]).read_text()
+    storage, found = re.subn(r"<!-- let: full = \S+ -->", "<!-- let: full = storage.disk -->", storage)
+    assert found == 1
+    (tmp_path / TEMPLATES[STORAGE]).write_text(storage)
     return tmp_path
 
 
@@ -45,12 +50,13 @@ def test_curves_are_small() -> None:
     assert sizes and {name: size for name, size in sizes.items() if size >= LARGEST_FIGURE} == {}
 
 
-def test_no_figure_of_the_prose_is_typed() -> None:
-    template = NOTE.sub("", (ROOT / TEMPLATE).read_text())
+@pytest.mark.parametrize(("name", "placeholders"), [(TEMPLATE, 20), (TEMPLATES[STORAGE], 6)])
+def test_no_figure_of_the_prose_is_typed(name: str, placeholders: int) -> None:
+    template = NOTE.sub("", (ROOT / name).read_text())
     prose = PLACEHOLDER.sub("", re.sub(r"<!--.*?-->", "", template, flags=re.DOTALL))
     typed = re.findall(r".*\d.*", re.sub(r"\bLOD\d\b", "", prose))
     assert typed == []
-    assert len(PLACEHOLDER.findall(template)) > 20
+    assert len(PLACEHOLDER.findall(template)) > placeholders
 
 
 def test_the_page_follows_the_files(root: Path) -> None:
@@ -72,7 +78,7 @@ def test_every_quality_result_is_a_row_of_the_comparison(root: Path) -> None:
 
 def test_without_results_nothing_is_claimed(root: Path) -> None:
     pages = render_pages(root)
-    assert list(pages) == [PAGE]
+    assert list(pages) == [PAGE, STORAGE] and "|" not in pages[STORAGE].split("-->")[1] and "{{" not in pages[STORAGE]
     assert re.findall(r"^## .*", pages[PAGE], re.MULTILINE) == ["## Where the figures are from"]
     assert "|" not in pages[PAGE] and "{{" not in pages[PAGE]
 
@@ -96,6 +102,14 @@ def test_capacity_has_a_section_and_a_curve_of_its_own(root: Path) -> None:
     assert "| optimised on the far text replayed (fair bound) | 0.40 [0.30, 0.50] | 0.40 [0.30, 0.50] |" in pages[PAGE]
     assert "| optimised on the answer (looks at it) | not judged | not judged |" in pages[PAGE]
     assert f"{FIGURES}/capacity-shipped.svg" in pages
+
+
+def test_storage_has_a_page_of_its_own(root: Path) -> None:
+    save(root, disk=storage(open_ms=12.5))
+    pages = render_pages(root)
+    assert "| opening | ≤ 10 ms | 12.50 ms | **missed** |" in pages[STORAGE]
+    assert "| open at 1,000,000 blocks | 12.5 ms | 20 ms | 5 ms | 0.1 ms | 0.2 ms | 125.00 |" in pages[STORAGE]
+    assert "`disk.json`" in pages[STORAGE] and "disk.json" not in pages[PAGE]
 
 
 def test_a_group_has_a_table_of_what_differs_and_a_curve(root: Path) -> None:
