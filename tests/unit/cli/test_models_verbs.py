@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import io
+import sys
 from pathlib import Path
 
 import pytest
 from cli_kit import TEXTS, Cli
 
+from megacontext.cli.progress import ingest_progress, regist_progress
+from megacontext.engine.events import BlocksRegisted, Committed, ConvertStarted, DocumentFinished, RegistStarted
 from megacontext.testing.tiny_bundle import save_tiny_bundle
 
 
@@ -107,3 +111,25 @@ def test_what_a_key_value_gist_keeps_is_shown(cli: Cli, sources: Path, tmp_path:
     assert "keeps" in cli("-C", "kv.mc", "explain", "def alpha_1", "--budget", "160").out
     entries = cli("-C", "kv.mc", "explain", "def alpha_1", "--budget", "160", "--json").json["entries"]
     assert any(each["kept"] for each in entries)
+
+
+def test_progress_of_regist_and_convert_is_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    with regist_progress() as tell:
+        tell(RegistStarted(fingerprint="f", covered=100, blocks=4000))
+        tell(BlocksRegisted(blocks=1024, covered=1124, total=4000))
+        tell(Committed(commit="c", blocks=1124))
+    drawn = terminal.getvalue()
+    assert "1124/4000" in drawn and "1,124 settled" in drawn
+    with ingest_progress("converting") as tell:
+        tell(ConvertStarted(branch="main", documents=2, chars=3000))
+        tell(DocumentFinished(uri="a", version=1, blocks=5, tokens=150, size=1500))
+    assert "converting" in terminal.getvalue() and "1.5/3.0 kB" in terminal.getvalue()
+
+
+class Terminal(io.StringIO):
+    """What stderr is when somebody looks at it."""
+
+    def isatty(self) -> bool:
+        return True

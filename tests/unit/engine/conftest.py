@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,15 @@ from megacontext.storage import Repository
 from megacontext.testing.tiny_bundle import save_tiny_bundle
 
 TEXT = "".join(f"def function_{n}(a, b):\n    return a * {n} + b - {n * 7 % 13}\n\n" for n in range(90))
+
+
+@pytest.fixture(scope="module")
+def quick_disk() -> Iterator[None]:
+    """A disk that need not be waited for: a sync shows only when the power fails."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: None)
+        patch.setattr(os, "fdatasync", lambda descriptor: None)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -22,6 +22,9 @@ CODE = [f"def part_{at}(there):\n    return there * {at}\n\n" * 9 for at in rang
 ODD = "Grüße, 你好: <eos> is text here \ufffd\r\n\tand a tab\x0c\n"
 
 
+pytestmark = pytest.mark.usefixtures("quick_disk")
+
+
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model with another tokenizer and key/value gists."""

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from megacontext.engine.bundle import Bundle, load_bundle
 from megacontext.engine.events import BlocksRegisted, Committed, Event, LayersLeftBehind, RegistStarted
@@ -23,6 +25,9 @@ from megacontext.testing.tiny_bundle import save_tiny_bundle
 
 TEXTS = [f"def part_{at}(a):\n    return a * {at}\n\n" * 12 for at in range(6)]
 SMALL = RegistConfig(piece_blocks=7, commit_blocks=20)
+
+
+pytestmark = pytest.mark.usefixtures("quick_disk")
 
 
 @pytest.fixture(scope="module")
@@ -236,3 +241,32 @@ def test_models_without_a_gistnet_are_told_what_to_do(tmp_path: Path, bundles: t
     memory.remove_layer(bundles[0].gists.fingerprint)
     bare.add(text=TEXTS[1], name="1")
     assert not memory.layers()
+
+
+TURN = st.tuples(st.sampled_from(["first", "second"]), st.integers(0, 2), st.integers(0, 5) | st.none())
+
+
+@given(st.lists(TURN, min_size=2, max_size=6))
+@settings(max_examples=4)
+def test_models_that_take_turns_have_the_gists_they_would_have_alone(
+    tmp_path_factory: pytest.TempPathFactory, bundles: tuple[Bundle, Bundle], turns: list[tuple[str, int, int | None]]
+) -> None:
+    """Whatever is added, changed and removed with whichever model, after regist both layers are as if it had been alone."""
+    folder = tmp_path_factory.mktemp("turns")
+    first, second = bundles
+    start = [*TEXTS[:3], "more " * 200]
+    shared = memory_of(folder / "shared.mc", first, start, segment_blocks=32)
+    alone = [memory_of(folder / f"{at}.mc", each, start, segment_blocks=32) for at, each in enumerate(bundles)]
+    for who, source, text in turns:
+        writer = Memory(shared.repository, first if who == "first" else second)
+        writer.regist()
+        for memory in (writer, *alone):
+            there = any(record.source == f"text:{source}" for record in memory.snapshot().documents.live())
+            if text is not None:
+                memory.add(text=TEXTS[text] * (text + 1), name=str(source))
+            elif there:
+                memory.remove(f"text:{source}")
+    for bundle, own in zip(bundles, alone, strict=True):
+        Memory(shared.repository, bundle).regist()
+        assert gists_of(shared, bundle) == gists_of(own, bundle)
+    assert shared.fsck().clean
