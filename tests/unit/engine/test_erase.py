@@ -104,6 +104,7 @@ def gists_are_fresh(snapshot: Snapshot, net: GistNet = NET) -> None:
         np.testing.assert_array_equal(layer.gists(lod, 0, layer.count(lod)), np.concatenate(parts), err_msg=f"level {lod}")
 
 
+Step = tuple[str, str, int, int]
 STEPS = st.lists(
     st.tuples(
         st.sampled_from(["add", "add", "add", "drop", "branch", "tag"]),
@@ -116,10 +117,20 @@ STEPS = st.lists(
 )
 
 
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=3, deadline=None)
 @given(steps=STEPS, victim=st.sampled_from("abcd"))
-def test_random_histories(tmp_path_factory: pytest.TempPathFactory, steps: list, victim: str) -> None:  # type: ignore[type-arg]
-    root = tmp_path_factory.mktemp("erase") / "m.mc"
+def test_random_histories(tmp_path_factory: pytest.TempPathFactory, steps: list[Step], victim: str) -> None:
+    leaves_nothing_and_changes_nothing_else(tmp_path_factory.mktemp("erase") / "m.mc", steps, victim)
+
+
+@pytest.mark.slow
+@settings(max_examples=60, deadline=None)
+@given(steps=STEPS, victim=st.sampled_from("abcd"))
+def test_many_random_histories(tmp_path_factory: pytest.TempPathFactory, steps: list[Step], victim: str) -> None:
+    leaves_nothing_and_changes_nothing_else(tmp_path_factory.mktemp("erase") / "m.mc", steps, victim)
+
+
+def leaves_nothing_and_changes_nothing_else(root: Path, steps: list[Step], victim: str) -> None:
     repository = created(root)
     add(repository, f"file:notes/{victim}.txt", text(77, 90))
     for number, (what, letter, words, where) in enumerate(steps):
@@ -344,3 +355,18 @@ def test_what_names_no_document_is_refused(tmp_path: Path) -> None:
     ):
         with pytest.raises(error):
             tool.outlook(documents, match=match)
+
+
+def test_what_was_erased_is_skipped_by_add(tmp_path: Path) -> None:
+    repository = created(tmp_path / "m.mc")
+    add(repository, "file:a.txt", text(1, 60))
+    tool = eraser(repository)
+    tool.erase(tool.outlook(["a.txt"]))
+    renamed = [Source(uri="file:b.txt", text=text(1, 60)), Source(uri="file:a.txt", text=text(2, 60))]
+    receipt = ingest(repository, BASE, NET, renamed)
+    assert [each.uri for each in receipt.skipped] == ["file:b.txt", "file:a.txt"]
+    assert "text" in receipt.skipped[0].reason and "--allow-erased" in receipt.skipped[1].reason
+    again = ingest(repository, BASE, NET, renamed, allow_erased=True, author="me")
+    assert again.added == ("file:b.txt", "file:a.txt")
+    assert [entry.act for entry in audit.read(tmp_path / "m.mc").entries] == ["erase", "readmit", "readmit"]
+    assert not ingest(repository, BASE, NET, renamed).skipped

@@ -14,7 +14,7 @@ import pytest
 from megacontext.errors import BranchLocked, EraseIncomplete, InvariantError, MissingObject, UnknownReference
 from megacontext.storage import Repository, audit
 from megacontext.storage.erased import load_erased
-from megacontext.storage.erasure import erase as erasing
+from megacontext.storage.erasure import erase as module
 from megacontext.storage.erasure.doomed import Doomed
 from megacontext.storage.erasure.erase import Order, erase
 from megacontext.storage.erasure.finish import finish
@@ -26,7 +26,7 @@ ORDER = Order(doomed=Doomed(sources=frozenset({"file:gone"})), remake=lambda spe
 GONE = np.arange(70_000, 70_000 + 96, dtype=np.uint32).reshape(3, 32)
 
 
-def write(repository: Repository, source: str, ids: np.ndarray, branch: str = "main", commit: bool = True) -> None:  # type: ignore[type-arg]
+def write(repository: Repository, source: str, ids: np.ndarray, branch: str = "main", commit: bool = True) -> None:
     with repository.writer(branch) as writer:
         writer.begin_document(source=source, text_hash=f"hash of {source}", ingested_at=1.0)
         writer.append_blocks(ids)
@@ -144,7 +144,7 @@ def test_nobody_writes_between_crash_and_end(template: Path, tmp_path: Path, mon
     shutil.copytree(template, root)
     repository = Repository.open(root)
     with monkeypatch.context() as patch:
-        patch.setattr(erasing, "finish", _no_step(erasing.finish))
+        patch.setattr(module, "finish", _no_step(finish))
         with pytest.raises(KeyboardInterrupt):
             erase(root, ORDER)
     with pytest.raises(BranchLocked, match="--finish"), repository.writer():

@@ -93,9 +93,10 @@ def survey(root: Path, doomed: Doomed) -> Survey:
 def erase(root: Path, order: Order) -> dict[str, Any]:
     """Erases documents from the memory at `root`; returns the receipt, which the audit log has as well.
 
-    Raises UnknownReference where there is no such document, ProtectedTag where one stands in the way, BranchLocked where a
-    branch is being written, InvariantError where the scan cannot see what is there: nothing is changed then. Raises
-    EraseIncomplete where the scan still finds something afterwards; then `finish` tries again.
+    Raises UnknownReference where there is no such document, DetailPruned where it has to be restored first, ProtectedTag where
+    one stands in the way, BranchLocked where a branch is being written, InvariantError where the scan cannot see what is
+    there: nothing is changed then. Raises EraseIncomplete where the scan still finds something afterwards; then `finish`
+    tries again.
     """
     with erasing(root):
         left: Intent | None = None
@@ -136,6 +137,9 @@ def _prepare(root: Path, place: Place, order: Order, left: Intent | None) -> Int
         message = f"what is to be erased is under protected tags ({tags}): --include-protected erases it there, too"
         raise ProtectedTag(message, seen.protected)
     store = local_store(root, _STAGING)
+    for original in {record.original for record in seen.records} - {""}:
+        # One that was pruned lies in an archive; this says that it has to be restored first.
+        store.get(original)
     store.clean()
     try:
         kept = _kept_strings(root, reader, commits, doomed)
