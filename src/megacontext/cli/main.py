@@ -16,10 +16,12 @@ from megacontext import __version__
 from megacontext.cli import failures, output, place
 from megacontext.cli.add import add
 from megacontext.cli.archive import export, import_
+from megacontext.cli.audit import audit
 from megacontext.cli.branch import branch, checkout
 from megacontext.cli.convert import convert
 from megacontext.cli.diff import diff
 from megacontext.cli.env import env
+from megacontext.cli.erase import erase
 from megacontext.cli.explain import explain
 from megacontext.cli.focus import focus
 from megacontext.cli.fsck import fsck
@@ -197,7 +199,7 @@ verb(
 )(generate)
 verb(app, "branch", "megacontext branch", "megacontext branch experiment", "megacontext branch -d experiment")(branch)
 verb(app, "checkout", "megacontext checkout experiment", "megacontext checkout -b earlier 3fa9")(checkout)
-verb(app, "tag", "megacontext tag", "megacontext tag v1", "megacontext tag -d v1")(tag)
+verb(app, "tag", "megacontext tag", "megacontext tag v1", "megacontext tag -d v1", "megacontext tag --protect v1")(tag)
 verb(app, "diff", "megacontext diff", "megacontext diff main experiment", "megacontext diff v1 --text notes.md")(diff)
 verb(app, "merge", "megacontext merge experiment", "megacontext merge sessions/draft --both")(merge)
 verb(app, "revert", "megacontext revert 3fa9")(revert)
@@ -215,6 +217,13 @@ verb(app, "export", "megacontext export project.tar", "megacontext export --bran
 verb(app, "import", "megacontext import project.tar copy.mc", "megacontext -C project.mc import theirs.tar --as theirs")(
     import_
 )
+verb(
+    app,
+    "erase",
+    "megacontext erase notes/private.md --dry-run",
+    "megacontext erase --match '/AKIA[0-9A-Z]{16}/' --yes",
+)(erase)
+verb(app, "audit", "megacontext audit", "megacontext audit --verify --json")(audit)
 verb(app, "fsck", "megacontext fsck")(fsck)
 verb(app, "gc", "megacontext gc --dry-run", "megacontext gc")(gc)
 verb(app, "migrate", "megacontext migrate --dry-run", "megacontext migrate")(migrate)

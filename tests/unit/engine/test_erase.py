@@ -147,14 +147,14 @@ def leaves_nothing_and_changes_nothing_else(root: Path, steps: list[Step], victi
             repository.create_tag(f"t{number}", branch)
     gone = {f"file:notes/{victim}.txt"}
     tokens, gists = held(repository, gone)
-    before, uri = others(repository, gone), next(iter(gone)).encode()
-    assert remains(root, tokens) and remains(root, {uri})
+    before, name = others(repository, gone), next(iter(gone)).encode()
+    assert remains(root, tokens) and remains(root, {name})
 
     tool = eraser(repository)
     receipt = tool.erase(tool.outlook([f"{victim}.txt"]), author="me")
 
     again = Repository.open(root)
-    assert not remains(root, tokens | gists | {uri})
+    assert not remains(root, tokens | gists | {name})
     assert others(again, gone) == before
     assert again.fsck().clean and not again.fsck().unreachable
     for _, _, view in states(again):
