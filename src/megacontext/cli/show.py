@@ -14,7 +14,7 @@ from megacontext.cli.layers import coverage
 from megacontext.cli.log import commit_facts, local_time
 from megacontext.cli.text import beginning
 from megacontext.cli.verb import Call, quiet_loading
-from megacontext.errors import ModelError, UnknownReference
+from megacontext.errors import DetailPruned, ModelError, UnknownReference
 
 if TYPE_CHECKING:
     from megacontext.engine.kept import Kept
@@ -101,7 +101,7 @@ def _show_document(call: Call, memory: Memory, snapshot: Snapshot, record: Docum
 
 def _show_node(call: Call, memory: Memory, snapshot: Snapshot, lod: int, index: int) -> None:
     facts = node_facts(memory, snapshot, lod, index)
-    kept = _kept(memory, snapshot, lod, index)
+    kept = [] if facts["pruned"] else _kept(memory, snapshot, lod, index)
     facts["kept"] = [each.to_json() for each in kept]
     rows = [
         ("node", f"LOD{lod} #{index}" if lod else f"raw block #{index}"),
@@ -109,7 +109,7 @@ def _show_node(call: Call, memory: Memory, snapshot: Snapshot, lod: int, index: 
         ("dead", f"{facts['dead']:,} of {facts['blocks']:,} blocks: superseded or removed" if facts["dead"] else "none"),
         ("sources", "\n         ".join(_place(each) for each in facts["sources"])),
         ("gist", "\n        ".join(map(_gist, facts["gists"])) or "none"),
-        ("text", beginning(facts["text"], 200)),
+        ("text", beginning(facts["text"], 200) if facts["text"] or not facts["pruned"] else "pruned: megacontext restore"),
         *[("keeps" if at == 0 else "", kept_line(each)) for at, each in enumerate(kept[:_KEPT])],
     ]
     if len(kept) > _KEPT:
@@ -150,8 +150,17 @@ def node_facts(memory: Memory, snapshot: Snapshot, lod: int, index: int) -> dict
         "sources": [{"source": source, "line": line} for source, line in zip(sources, lines, strict=True)],
         "more_sources": max(0, len(ordinals) - _SOURCES),
         "gists": _gists(snapshot, lod, index),
-        "text": memory.text_of_blocks(snapshot, start, min(stop, start + 4)),
+        "pruned": int(snapshot.timeline().finest(blocks).sum()),
+        "text": _beginning_of(memory, snapshot, start, min(stop, start + 4)),
     }
+
+
+def _beginning_of(memory: Memory, snapshot: Snapshot, start: int, stop: int) -> str:
+    """The text of blocks, as far as it is there."""
+    try:
+        return memory.text_of_blocks(snapshot, start, stop)
+    except DetailPruned:
+        return ""
 
 
 def _kept(memory: Memory, snapshot: Snapshot, lod: int, index: int) -> list[Kept]:
