@@ -32,6 +32,7 @@ from megacontext.cli.label import label
 from megacontext.cli.log import log
 from megacontext.cli.merge import merge, revert
 from megacontext.cli.migrate import migrate
+from megacontext.cli.prune import prune, restore
 from megacontext.cli.regist import regist
 from megacontext.cli.repack import repack
 from megacontext.cli.rm import rm
@@ -211,12 +212,8 @@ verb(
 )(convert)
 verb(app, "regist", "megacontext regist --model runs/better", "megacontext regist --remove 3fa9")(regist)
 verb(app, "repack", "megacontext repack", "megacontext repack --all --dry-run")(repack)
-verb(app, "export", "megacontext export project.tar", "megacontext export --branches all --history - | zstd > all.tar.zst")(
-    export
-)
-verb(app, "import", "megacontext import project.tar copy.mc", "megacontext -C project.mc import theirs.tar --as theirs")(
-    import_
-)
+verb(app, "prune", "megacontext prune 'logs/*' --dry-run", "megacontext prune --before 2025-01-01 --yes")(prune)
+verb(app, "restore", "megacontext restore", "megacontext restore logs/may.txt")(restore)
 verb(
     app,
     "erase",
@@ -224,6 +221,12 @@ verb(
     "megacontext erase --match '/AKIA[0-9A-Z]{16}/' --yes",
 )(erase)
 verb(app, "audit", "megacontext audit", "megacontext audit --verify --json")(audit)
+verb(app, "export", "megacontext export project.tar", "megacontext export --branches all --history - | zstd > all.tar.zst")(
+    export
+)
+verb(app, "import", "megacontext import project.tar copy.mc", "megacontext -C project.mc import theirs.tar --as theirs")(
+    import_
+)
 verb(app, "fsck", "megacontext fsck")(fsck)
 verb(app, "gc", "megacontext gc --dry-run", "megacontext gc")(gc)
 verb(app, "migrate", "megacontext migrate --dry-run", "megacontext migrate")(migrate)
