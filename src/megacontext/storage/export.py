@@ -15,7 +15,6 @@ from megacontext.errors import (
     CorruptObject,
     FormatVersionError,
     InvalidInput,
-    MissingObject,
     StorageError,
 )
 from megacontext.storage import tar
