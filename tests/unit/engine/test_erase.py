@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -26,6 +27,15 @@ BASE = tiny_base()
 NET = GistNet(GistNetConfig(width=WIDTH, output_rms=BASE.embedding_rms, heads=2, layers=1))
 OTHER = GistNet(GistNetConfig(width=WIDTH, output_rms=BASE.embedding_rms, heads=1, layers=1))
 WORDS = ["alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa"]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _no_syncs() -> Iterator[None]:
+    """A sync shows only when the power fails; crashes are tested with storage."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: None)
+        patch.setattr(os, "fdatasync", lambda descriptor: None)
+        yield
 
 
 class Decoder:
@@ -96,7 +106,8 @@ def remains(root: Path, needles: set[bytes]) -> list[str]:
 
 def gists_are_fresh(snapshot: Snapshot, net: GistNet = NET) -> None:
     """Every gist of live nodes is, bit for bit, what a layer laid over the same timeline from nothing holds."""
-    layer, lods = snapshot.layer(GistBuilder(BASE, net).spec.fingerprint), {}
+    layer = snapshot.layer(GistBuilder(BASE, net).spec.fingerprint)
+    lods: dict[int, list[np.ndarray]] = {}  # type: ignore[type-arg]
     for _, gists in GistBuilder(BASE, net).rebuild(snapshot):
         for lod, (_, made) in gists.items():
             lods.setdefault(lod, []).append(made)
