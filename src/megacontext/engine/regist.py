@@ -28,8 +28,8 @@ class RegistConfig:
     first: that much work a crash can lose."""
 
     piece_blocks: int = 1024
-    commit_blocks: int = 8192
-    commit_seconds: float = 60.0
+    commit_blocks: int = 4096
+    commit_seconds: float = 20.0
 
     def __post_init__(self) -> None:
         if min(self.piece_blocks, self.commit_blocks) < 1 or self.commit_seconds <= 0:
