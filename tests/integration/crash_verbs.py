@@ -15,6 +15,7 @@ from megacontext.engine.bundle import Bundle
 from megacontext.engine.erase import Eraser
 from megacontext.engine.ingest import IngestConfig, ingest
 from megacontext.engine.memory import Memory
+from megacontext.engine.prune import prune, restore
 from megacontext.engine.repack import repack
 from megacontext.engine.sources import find_sources
 from megacontext.engine.tokenizer_files import tokenizer_files
@@ -173,6 +174,26 @@ def erase(memory: Memory, tell: Tell) -> None:
     tell()
 
 
+def put_away(memory: Memory, tell: Tell) -> None:
+    prune(memory.repository, ["text:kept"])
+    tell()
+
+
+def sealed(memory: Memory) -> None:
+    """What is pruned lies before the end of the branch, which is still written."""
+    memory.add(text=text_of("behind", 2200), name="behind")
+
+
+def put_away_once(memory: Memory) -> None:
+    sealed(memory)
+    prune(memory.repository, ["text:kept"])
+
+
+def bring_back(memory: Memory, tell: Tell) -> None:
+    restore(memory.repository)
+    tell()
+
+
 VERBS = {
     "append one large": Verb(act=add_long),
     "append many": Verb(act=add_many),
@@ -184,6 +205,8 @@ VERBS = {
     "move refs": Verb(act=refs),
     "repack": Verb(act=leave_out, prepare=outdate),
     "erase": Verb(act=erase, prepare=spread),
+    "prune": Verb(act=put_away, prepare=sealed),
+    "restore": Verb(act=bring_back, prepare=put_away_once),
     "gc": Verb(act=gc, prepare=litter),
 }
 
