@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import TypeVar
 
+from megacontext.errors import CorruptObject
 from megacontext.storage.documents import DocumentTree
 from megacontext.storage.gists import GistTree
-from megacontext.storage.hashing import Json, canonical
+from megacontext.storage.hashing import Json, canonical, natural
 from megacontext.storage.objects import ObjectReader
 from megacontext.storage.segment import TokenTree
 
 KIND = "commit"
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,27 +63,41 @@ class Commit:
 
     @classmethod
     def from_json(cls, value: Json) -> Commit:
-        """The inverse of `to_bytes`, after parsing."""
+        """The inverse of `to_bytes`, after parsing; raises KeyError, TypeError, ValueError, AttributeError for others."""
         value = {"dead": "", "labels": "", **value}  # format 1 had no dead blocks and no labels
+        names = [value[name] for name in ("tokens", "documents", "dead", "labels")]
+        if not all(isinstance(name, str) for name in (*names, *value["layers"].values(), *value["parents"])):
+            raise ValueError("it names objects by something else than their names")
+        for count in ("blocks", "open_tokens", "document_count"):
+            natural(value[count])
         known = {name: value[name] for name in cls.__dataclass_fields__}
         return cls(**{**known, "parents": tuple(value["parents"])})
 
 
 def load_commit(reader: ObjectReader, name: str) -> Commit:
     """The commit `name`; raises MissingObject, CorruptObject."""
-    return Commit.from_json(reader.json(name, KIND))
+    return _formed(reader, name, KIND, Commit.from_json)
 
 
 def load_tokens(reader: ObjectReader, commit: Commit) -> TokenTree:
     """The commit's token tree."""
-    return TokenTree.from_json(reader.json(commit.tokens, TokenTree.KIND))
+    return _formed(reader, commit.tokens, TokenTree.KIND, TokenTree.from_json)
 
 
 def load_documents(reader: ObjectReader, commit: Commit) -> DocumentTree:
     """The commit's provenance."""
-    return DocumentTree.from_json(reader.json(commit.documents, DocumentTree.KIND))
+    return _formed(reader, commit.documents, DocumentTree.KIND, DocumentTree.from_json)
 
 
 def load_layer(reader: ObjectReader, root: str) -> GistTree:
     """The gist layer with this root."""
-    return GistTree.from_json(reader.json(root, GistTree.KIND))
+    return _formed(reader, root, GistTree.KIND, GistTree.from_json)
+
+
+def _formed(reader: ObjectReader, name: str, kind: str, parse: Callable[[Json], T]) -> T:
+    value = reader.json(name, kind)
+    try:
+        return parse(value)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        # Whole, by its name, and yet no such thing: made by somebody else.
+        raise CorruptObject(f"object {name} is no well formed {kind} ({error!r:.99})") from error

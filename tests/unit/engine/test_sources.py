@@ -172,3 +172,22 @@ def test_listing_tells_the_size_and_reading_can_be_repeated(tmp_path: Path) -> N
 def test_config_is_checked() -> None:
     with pytest.raises(ConfigError):
         SourceConfig(max_bytes=0)
+
+
+def test_a_gigabyte_line_and_links_in_circles_are_told_at_once(tmp_path: Path) -> None:
+    root = tmp_path / "p"
+    (root / "a").mkdir(parents=True)
+    with open(root / "line", "wb") as file:
+        file.write(b"x")
+        file.truncate(2**30)
+    (root / "a" / "b").symlink_to(root / "c")
+    (root / "c").symlink_to(root / "a" / "b")
+    (root / "a" / "up").symlink_to("..")
+    assert read(root) == {
+        "file:p/line": "[larger than 67108864 bytes]",
+        "file:p/c": "[too many levels of symbolic links]",
+        "file:p/a/b": "[too many levels of symbolic links]",
+        "file:p/a/up": "[a link to a folder; add that folder itself]",
+    }
+    with pytest.raises(IngestError, match="nothing was added"):
+        find_sources([root / "c"])

@@ -111,6 +111,27 @@ def test_damage_and_what_is_not_known_are_told(tmp_path: Path) -> None:
             list(Closure(reader(repository)).of([name]))
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"tokens": 7},
+        {"tokens": ["a"]},
+        {"documents": None},
+        {"layers": 7},
+        {"layers": {"g": "/dev/zero"}},
+        {"parents": 7},
+        {"dead": "x"},
+    ],
+)
+def test_a_commit_that_somebody_made_up_is_damage_when_it_is_read(tmp_path: Path, change: dict[str, object]) -> None:
+    repository = create(tmp_path / "m")
+    store = local_store(repository.root, "test")
+    name = store.put(canonical({**_json(repository.commit()), **change}))
+    store.sync()
+    with pytest.raises(CorruptObject):
+        repository.snapshot(name)
+
+
 def test_every_field_of_a_commit_is_accounted_for() -> None:
     assert set(Commit.__dataclass_fields__) | {"kind"} == COMMIT_FIELDS
 
