@@ -19,6 +19,18 @@ settings.register_profile("megacontext", deadline=None, derandomize=True, max_ex
 settings.load_profile("megacontext")
 
 
+LONG = bool(os.environ.get("MEGACONTEXT_LONG_TESTS"))
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leaves out what takes minutes, unless asked for."""
+    if LONG:
+        return
+    left_out = [item for item in items if item.get_closest_marker("long")]
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item in items if not item.get_closest_marker("long")]
+
+
 @pytest.fixture(autouse=True)
 def _one_thread() -> Iterator[None]:
     """One thread for tensors: tests run side by side. Leaves torch alone until a test has loaded it."""

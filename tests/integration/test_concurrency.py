@@ -15,7 +15,6 @@ import pytest
 from megacontext.errors import BranchLocked
 from megacontext.storage import Repository
 
-LONG = "MEGACONTEXT_LONG_TESTS"
 READERS = 10
 
 
@@ -46,8 +45,7 @@ def test_ten_readers_each_see_a_view_that_is_whole_and_stays(tmp_path: Path) -> 
     read_beside_a_writer(tmp_path / "m", 10)
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(not os.environ.get(LONG), reason=f"takes a minute: set {LONG}=1")
+@pytest.mark.long
 def test_ten_readers_for_a_minute(tmp_path: Path) -> None:
     read_beside_a_writer(tmp_path / "m", 60)
 

@@ -33,7 +33,6 @@ KILLED = -9
 TORN, ZEROED = "torn", "zeroed"
 ENDS = (Fate.KILL, Fate.KILL_WITHIN, Fate.ERROR, Fate.FULL, TORN, ZEROED)
 """The last two: killed, and then what the journal's last sync did not cover is cut or zeroed from some byte on."""
-LONG = "MEGACONTEXT_LONG_TESTS"
 State = dict[str, Any]
 
 
@@ -182,9 +181,8 @@ def test_what_a_verb_does_is_done_or_not(memories: Memories, verb: str, number: 
         interrupt(memories, verb, end, dice)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(3600)
-@pytest.mark.skipif(not os.environ.get(LONG), reason=f"takes minutes: set {LONG}=1")
 def test_two_hundred_times(memories: Memories) -> None:
     seed = random.SystemRandom().randrange(10**9)
     print(f"seed {seed}")

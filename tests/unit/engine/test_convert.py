@@ -176,7 +176,7 @@ def test_what_cannot_be_converted_is_refused(old: Memory, model: Path, tiny_bund
 
 
 @pytest.mark.parametrize("history", [False, True])
-@pytest.mark.parametrize("kills", [3, pytest.param(40, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [3, pytest.param(40, marks=pytest.mark.long)])
 def test_killed_at_any_moment_it_goes_on(old: Memory, model: Path, tmp_path: Path, kills: int, history: bool) -> None:
     path, names = tmp_path / "new.mc", ["main", "sessions/chat"]
     started = time.process_time()

@@ -134,7 +134,7 @@ def test_random_histories(tmp_path_factory: pytest.TempPathFactory, steps: list[
     leaves_nothing_and_changes_nothing_else(tmp_path_factory.mktemp("erase") / "m.mc", steps, victim)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @settings(max_examples=60, deadline=None)
 @given(steps=STEPS, victim=st.sampled_from("abcd"))
 def test_many_random_histories(tmp_path_factory: pytest.TempPathFactory, steps: list[Step], victim: str) -> None:

@@ -91,7 +91,7 @@ def test_merges_do_what_dictionaries_do(
     play(tmp_path_factory.mktemp("merge"), tiny_bundle, loaded, common, data)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @settings(max_examples=60)
 @given(common=COMMON, data=st.data())
 def test_more_merges_do_what_dictionaries_do(

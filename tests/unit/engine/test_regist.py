@@ -153,7 +153,7 @@ def test_interrupted_anywhere_it_goes_on_where_it_was(tmp_path: Path, bundles: t
     assert messages[0] == f"Regist with {second.gists.fingerprint[:12]} of second" and "56 of" in messages[2]
 
 
-@pytest.mark.parametrize("kills", [4, pytest.param(60, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [4, pytest.param(60, marks=pytest.mark.long)])
 def test_killed_at_any_moment_it_goes_on_where_it_was(tmp_path: Path, bundles: tuple[Bundle, Bundle], kills: int) -> None:
     first, second = bundles
     assert second.gists is not None

@@ -126,7 +126,7 @@ def _ending(writer):  # type: ignore[no-untyped-def]
     return GistBuilder(BASE, NET).extend(writer.written_layer(), block, fill, timeline=writer.snapshot().timeline())
 
 
-@pytest.mark.parametrize("edits", [20, pytest.param(1000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("edits", [20, pytest.param(1000, marks=pytest.mark.long)])
 @pytest.mark.parametrize("kind", ["tiny_bundle", "kv_bundle"])
 def test_after_many_edits_a_window_costs_and_reads_what_it_does_in_a_fresh_memory(
     tmp_path: Path, kind: str, edits: int, request: pytest.FixtureRequest

@@ -110,7 +110,7 @@ def test_a_crash_at_any_of_some_steps(template: Path, tmp_path: Path) -> None:
         crash_and_recover(template, tmp_path / f"m{at}", at)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_crash_at_every_step(template: Path, tmp_path: Path) -> None:
     for at in range(1, steps_of(template, tmp_path) + 1):
         crash_and_recover(template, tmp_path / f"m{at}", at)

@@ -95,7 +95,7 @@ def test_any_order_of_acts_ends_with_the_same_bytes(
     assert objects(repository.root) == before and repository.fsck().notes == ()
 
 
-@pytest.mark.parametrize("every", [pytest.param(1, marks=pytest.mark.slow), 17])
+@pytest.mark.parametrize("every", [pytest.param(1, marks=pytest.mark.long), 17])
 @pytest.mark.parametrize(("first", "change"), [(None, prune), (prune, restore), (prune, lambda r: prune(r, "abcd"))])
 def test_killed_at_any_step_nothing_is_lost(
     quick_path: Path, first: Callable[[Repository], None] | None, change: Callable[[Repository], None], every: int

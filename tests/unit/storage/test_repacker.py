@@ -202,7 +202,7 @@ class Crash:
             self._change(Repository.open(memory))
 
 
-@pytest.mark.parametrize("every", [pytest.param(1, marks=pytest.mark.slow), 25])
+@pytest.mark.parametrize("every", [pytest.param(1, marks=pytest.mark.long), 25])
 def test_killed_at_any_step_it_has_happened_or_not(quick_path: Path, every: int) -> None:
     memory = quick_path / "memory"
     expected = seen(filled(memory).snapshot())
