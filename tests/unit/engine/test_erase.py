@@ -84,15 +84,20 @@ def others(repository: Repository, gone: set[str]) -> dict[tuple[str, int, int],
 
 
 def held(repository: Repository, gone: set[str]) -> tuple[set[bytes], set[bytes]]:
-    """Rows of tokens and gists of blocks that only documents which go have, over all commits."""
+    """Rows of tokens and gists of blocks that only documents which go have, over all commits. What other documents say, at
+    whatever place in a block, is theirs."""
     found: dict[bool, tuple[set[bytes], set[bytes]]] = {True: (set(), set()), False: (set(), set())}
+    streams: set[bytes] = set()
     for _, _, view in states(repository):
         for record in view.documents:
             tokens, gists = found[record.source in gone]
             tokens.update(rows(view, record))
+            if record.source not in gone:
+                streams.add(b"".join(rows(view, record)))
             if view.layers and record.blocks:
                 gists.update(row.tobytes() for row in view.gists(1, *record.span))
-    return found[True][0] - found[False][0], found[True][1] - found[False][1]
+    own = {row for row in found[True][0] if not any(row in stream for stream in streams)}
+    return own, found[True][1] - found[False][1]
 
 
 def remains(root: Path, needles: set[bytes]) -> list[str]:
