@@ -112,7 +112,7 @@ def remains(root: Path, needles: set[bytes]) -> list[str]:
 def gists_are_fresh(snapshot: Snapshot, net: GistNet = NET) -> None:
     """Every gist of live nodes is, bit for bit, what a layer laid over the same timeline from nothing holds."""
     layer = snapshot.layer(GistBuilder(BASE, net).spec.fingerprint)
-    lods: dict[int, list[np.ndarray]] = {}  # type: ignore[type-arg]
+    lods: dict[int, list[np.ndarray]] = {}
     for _, gists in GistBuilder(BASE, net).rebuild(snapshot):
         for lod, (_, made) in gists.items():
             lods.setdefault(lod, []).append(made)
