@@ -59,9 +59,7 @@ class LayerWriter(BranchHold):
 
     def stored(self) -> Layer:
         """The layer so far."""
-        return Layer(
-            self._place.reader, self._place.segment_blocks, self._tree, self._rows, self._rows.blocks, self._overlay
-        )
+        return Layer(self._place.reader, self._place.segment_blocks, self._tree, self._rows, self._rows.blocks, self._overlay)
 
     def patch(self, patches: Patches) -> None:
         """Takes the gists, made again, of the layer's nodes above level 1 that hold what `died`. Comes first: raises
@@ -78,9 +76,7 @@ class LayerWriter(BranchHold):
             raise InvalidInput(f"there are {self.tokens.blocks} blocks, {self.blocks} of them have gists already")
         self._rows.append(blocks, self._rows.check(blocks, gists))
 
-    def commit(
-        self, message: str = "", author: str = "", time: float | None = None, *, parents: Sequence[str] = ()
-    ) -> str:
+    def commit(self, message: str = "", author: str = "", time: float | None = None, *, parents: Sequence[str] = ()) -> str:
         """Makes the layer so far part of the branch, durably; returns the commit's name."""
         base = self._state.base
         sealer = Sealer(self._store, self._place.segment_blocks)
