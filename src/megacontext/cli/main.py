@@ -189,7 +189,13 @@ verb(
     "megacontext show src/app.py > app.py",
     "megacontext show 2:5",
 )(show)
-verb(app, "search", 'megacontext search "retry policy"')(search)
+verb(
+    app,
+    "search",
+    'megacontext search "retry policy"',
+    "megacontext search '\"def connect(\" timeout' --source '*.py'",
+    'megacontext search "how are retries done" --mode hybrid --since 2026-01-01',
+)(search)
 verb(app, "focus", 'megacontext focus "def parse_args("', "tail -20 app.py | megacontext focus -")(focus)
 verb(app, "explain", 'megacontext explain "def parse_args(" --policy retrieval')(explain)
 verb(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,6 +12,7 @@ import typer
 from megacontext.cli import output
 from megacontext.cli.add import author
 from megacontext.cli.rm import DryRun
+from megacontext.cli.text import moment
 from megacontext.cli.verb import Call
 from megacontext.errors import InvalidInput
 
@@ -45,16 +45,16 @@ def prune(
     restore brings it back, bit for bit. Older versions go along. What a protected tag holds stays, and so does the end of
     a branch, which is still written. Commits keep their names.
     """
-    moment = _moment(before) if before is not None else None
+    added_before = moment(before) if before is not None else None
     memory = call.memory()
     if not dry_run and not yes:
         if not sys.stdin.isatty():
             raise InvalidInput("this takes texts out of reach: look at it with --dry-run, then give --yes")
-        outlook = memory.prune(*documents or (), before=moment, archive=archive, dry_run=True)
+        outlook = memory.prune(*documents or (), before=added_before, archive=archive, dry_run=True)
         _print(outlook, "would prune", output.note)
         if not typer.confirm("Prune this?", err=True):
             raise InvalidInput("nothing was pruned")
-    done = memory.prune(*documents or (), before=moment, archive=archive, dry_run=dry_run, author=author())
+    done = memory.prune(*documents or (), before=added_before, archive=archive, dry_run=dry_run, author=author())
     call.show(done.to_json(), lambda: _print(done, "would prune" if dry_run else "pruned"))
 
 
@@ -72,13 +72,6 @@ def restore(
     """
     done = call.memory().restore(*documents or (), archive=archive, dry_run=dry_run, author=author())
     call.show(done.to_json(), lambda: _print(done, "would restore" if dry_run else "restored"))
-
-
-def _moment(text: str) -> float:
-    try:
-        return datetime.fromisoformat(text).astimezone().timestamp()
-    except ValueError as error:
-        raise InvalidInput(f"{text!r} is no time: write it as 2026-01-31 or 2026-01-31T18:00") from error
 
 
 def _print(done: Pruned, what: str, tell: Callable[[str], None] = output.line) -> None:

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -18,18 +16,15 @@ import numpy as np
 from megacontext.core import BLOCK
 from megacontext.engine.events import IngestStarted, LayersLeftBehind, Listener, nobody
 from megacontext.engine.history import live_record, text_difference
-from megacontext.engine.layered import Layered
+from megacontext.engine.searching import Hit, Searching, SearchMode
 from megacontext.engine.status import Status, status_of
 from megacontext.errors import ConfigError, UnknownReference
-from megacontext.index.fulltext import FullTextIndex
 from megacontext.storage import DocumentRecord, Repository, Snapshot
 from megacontext.storage import Report as FsckReport
 from megacontext.storage.hashing import digest
 from megacontext.storage.labels import checked_names
 
 if TYPE_CHECKING:
-    from tokenizers import Tokenizer
-
     from megacontext.engine.bundle import Bundle
     from megacontext.engine.ingest import Receipt
     from megacontext.engine.merge import Merged
@@ -44,23 +39,10 @@ if TYPE_CHECKING:
 PolicyName = Literal["auto", "lens", "recency", "random", "retrieval"]
 SESSIONS = "sessions/"
 
-
-@dataclass(frozen=True, kw_only=True)
-class Hit:
-    """A block that a search found: where its text begins in which document, and the text."""
-
-    block: int
-    score: float
-    source: str
-    line: int
-    text: str
-
-    def to_json(self) -> dict[str, Any]:
-        """The same as plain data."""
-        return dict(self.__dict__)
+__all__ = ["SESSIONS", "Hit", "Memory", "PolicyName", "SearchMode", "layer_spec"]
 
 
-class Memory(Layered):
+class Memory(Searching):
     """Get one from ``megacontext.open`` or ``megacontext.init``."""
 
     # -- opening --------------------------------------------------------------------------------
@@ -127,13 +109,6 @@ class Memory(Layered):
         text: str = self.tokenizer.decode(tokens, skip_special_tokens=True)
         return text
 
-    @cached_property
-    def tokenizer(self) -> Tokenizer:
-        """The memory's own tokenizer, from the files that it keeps; light."""
-        from megacontext.engine.tokenizer_files import light_tokenizer
-
-        return light_tokenizer(self.repository.root / "tokenizer", self.repository.info.tokenizer_files)
-
     def find_document(self, source: str, snapshot: Snapshot | None = None) -> DocumentRecord:
         """The live document with this source (or the only one that ends like it), in its newest version."""
         view = snapshot or self.snapshot()
@@ -147,33 +122,6 @@ class Memory(Layered):
         if not found and any(d.source.endswith(source) for d in view.documents):
             what += " (one was removed: older commits, which megacontext log lists, still have it)"
         raise UnknownReference(what)
-
-    def search(self, query: str, limit: int = 10, reference: str | None = None) -> list[Hit]:
-        """The blocks that match ``query`` best (BM25 over tokens), best first."""
-        snapshot = self.snapshot(reference)
-        ids = np.asarray(self.tokenizer.encode(query, add_special_tokens=False).ids, dtype=np.int64)
-        blocks, scores = self.index.search(snapshot, ids, limit)
-        lines = snapshot.spans_at(blocks)[1].tolist()
-        return [
-            Hit(
-                block=block,
-                score=score,
-                source=snapshot.document_of(block).source,
-                line=line,
-                text=self.text_of_blocks(snapshot, block, block + 1),
-            )
-            for block, score, line in zip(blocks.tolist(), scores.tolist(), lines, strict=True)
-        ]
-
-    @cached_property
-    def index(self) -> FullTextIndex:
-        """The derived full-text index; made and repaired by itself."""
-        return FullTextIndex(self.repository.root, special_ids=self._special_ids)
-
-    @property
-    def _special_ids(self) -> list[int]:
-        """Tokens that mean nothing to a search: end of text, padding and the like."""
-        return [id for id, token in self.tokenizer.get_added_tokens_decoder().items() if token.special]
 
     def fsck(self) -> FsckReport:
         """Recompute every hash and checksum."""
