@@ -1,6 +1,6 @@
 """Put the trained parts together as the checkpoint that ships, with a model card made from its result file.
 
-    python -m tools.make_bundle --base runs/native/model/base --gistnet runs/native/model/gistnet \\
+    python -m tools.make_bundle --base runs/native_far/model/base --gistnet runs/native_far/model/gistnet \\
         --lensnet runs/lens/model --quality benchmarks/quality.json
 """
 
