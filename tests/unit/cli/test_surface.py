@@ -20,8 +20,9 @@ from megacontext.cli.reference import reference
 
 ROOT = Path(__file__).parents[3]
 VERBS = (
-    "init", "add", "status", "log", "show", "search", "focus", "explain", "generate", "branch", "checkout", "tag", "diff", "merge", "revert",
-    "export", "import", "fsck", "gc", "migrate", "env", "train", "demo", "bench",
+    "init", "add", "rm", "label", "status", "log", "show", "search", "focus", "explain", "generate", "branch", "checkout", "tag",
+    "diff", "merge", "revert", "regist", "convert", "repack", "prune", "restore", "erase", "audit", "export", "import", "fsck",
+    "gc", "migrate", "env", "train", "demo", "bench",
 )  # fmt: skip
 
 
@@ -84,7 +85,8 @@ def test_light_commands_load_no_heavy_library(memory: Path) -> None:
     code = f"""
 import sys
 from megacontext.cli.main import app
-for words in (["status"], ["log", "--json"], ["show", "notes.md"], ["search", "retry"], ["branch"], ["tag"], ["diff"], ["show", "main"], ["fsck"]):
+for words in ("status", "log --json", "show notes.md", "search retry", "branch", "tag", "diff", "show main", "fsck", "audit"):
+    words = words.split()
     try:
         app(["-C", {str(memory)!r}, *words])
     except SystemExit as end:
