@@ -28,6 +28,8 @@ log = logging.getLogger(__name__)
 FOLDER = "index"
 # How long one process waits for another to finish a segment (well under a second), in milliseconds.
 BUSY_MS = 10_000
+# A power failure must not leave a file that looks whole and is not.
+SYNCHRONOUS = "NORMAL"
 # Rows that are fetched and judged together.
 _BATCH = 4096
 # SQLite's primary result codes for a file that is not what it should be.
@@ -138,7 +140,7 @@ def connect(path: Path | None, version: int, schema: str) -> sqlite3.Connection:
     try:
         if path is not None:
             db.execute("PRAGMA journal_mode = WAL")
-            db.execute("PRAGMA synchronous = NORMAL")
+            db.execute(f"PRAGMA synchronous = {SYNCHRONOUS}")
         if _version(db) != version:
             with transaction(db):
                 _create(db, version, schema)

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from megacontext.index import disposable
+
 
 @pytest.fixture(autouse=True, scope="module")
 def _disk_that_need_not_be_waited_for() -> Iterator[None]:
@@ -14,4 +16,5 @@ def _disk_that_need_not_be_waited_for() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda descriptor: None)
         patch.setattr(os, "fdatasync", lambda descriptor: None)
+        patch.setattr(disposable, "SYNCHRONOUS", "OFF")
         yield
