@@ -55,7 +55,7 @@ def kept_tokens(
     snapshot: Snapshot, bundle: Bundle, nodes: Sequence[Node], decode: Decode, limit: int | None = None
 ) -> list[list[Kept]]:
     """For each node (lod ≥ 1, index) the tokens that its gist keeps, best first, at most ``limit`` of them. Nothing for gists
-    that are no keys and values, and for a snapshot without a layer of the bundle's GistNet."""
+    that are no keys and values, for pruned blocks, and for a snapshot without a layer of the bundle's GistNet."""
     net = bundle.gists
     if not isinstance(net, KeyValueGistNet) or net.fingerprint not in snapshot.layers or not nodes:
         return [[] for _ in nodes]
@@ -82,7 +82,8 @@ class _Gists:
         there = np.flatnonzero(bodies.any(axis=1))
         order = there[np.argsort(-scores[there], kind="stable")][:limit]
         origins = self._origins(lod, index, bodies, order)
-        return [_Entry(*origins[at], float(scores[at])) for at in order.tolist() if at in origins]
+        found = [_Entry(*origins[at], float(scores[at])) for at in order.tolist() if at in origins]
+        return [entry for entry in found if not self._timeline.is_pruned(entry.block)]
 
     def _origins(self, lod: int, index: int, bodies: NDArray[np.uint16], wanted: NDArray[Any]) -> dict[int, tuple[int, int]]:
         """Of some entries of a node the block that each is of, and which entry of that block's gist it is."""

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
 from megacontext.core import BLOCK
+from megacontext.engine.bundle import load_bundle
 from megacontext.engine.kept import Kept, kept_tokens
 from megacontext.engine.memory import Memory
+from megacontext.engine.tokenizer_files import tokenizer_files
 from megacontext.models.kv_gistnet import KeyValueGistNet
+from megacontext.storage import Repository
 
 
 def net_of(memory: Memory) -> KeyValueGistNet:
@@ -83,6 +88,27 @@ def test_a_session_explains_what_its_gists_keep(kv_memory: Memory) -> None:
             assert bool(each.kept) == bool(each.lod)
             assert all(each.start <= kept.block * BLOCK < each.stop for kept in each.kept)
             assert [kept.to_json() for kept in each.kept] == each.to_json()["kept"]
+
+
+def test_a_window_over_pruned_blocks_is_explained_without_what_they_said(tmp_path: Path, kv_bundle: Path) -> None:
+    """Which token an entry is of stands in the raw tokens, and those are in the archive."""
+    models = load_bundle(kv_bundle)
+    tokenizer, files = models.base.tokenizer_fingerprint, tokenizer_files(models.tokenizer)
+    # Small segments: the end of a branch, which is still written, is not pruned.
+    repository = Repository.create(tmp_path / "m.mc", tokenizer=tokenizer, tokenizer_files=files, segment_blocks=32)
+    memory = Memory(repository, models)
+    for name, length in (("page", 40), ("poem", 50), ("end", 70)):
+        memory.add(text="".join(chr(32 + 7 * at % 90) for at in range(length * BLOCK)), name=name)
+    memory.prune("poem")
+    ((first, last),) = memory.snapshot().timeline().pruned
+    assert first < 2 * BLOCK < last
+    assert memory.kept(1, first) == [] and memory.kept(1, first - 1)
+    assert memory.kept(2, 0) and {each.source for each in memory.kept(2, 1)} == {"text:page"}
+    with memory.session(budget=160) as session:
+        session.append("def function_7(")
+        session.refocus(unlimited=True)
+        told = [each.block for entry in session.explain() for each in entry.kept]
+        assert told and not any(first <= block < last for block in told)
 
 
 def test_gists_that_are_no_keys_and_values_keep_no_tokens(memory: Memory, kv_memory: Memory) -> None:
