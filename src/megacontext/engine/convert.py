@@ -96,15 +96,9 @@ def convert(
 
     With `history`, every commit since the first becomes one, with its author, time and message; otherwise a branch becomes one
     commit, or several while it grows. What is there already stays: called again, it goes on, or brings over what is new.
-    Raises AccessDenied for a reader that is denied something, InvalidInput where the tokenizers are the same.
     """
     started = time.perf_counter()
-    old.repository.require_whole("convert")
-    if old.repository.info.tokenizer == new.repository.info.tokenizer:
-        raise InvalidInput(f"{new.model} has the tokenizer that the memory has: megacontext regist --model does it")
     names = tuple(dict.fromkeys(branches)) or (old.repository.head,)
-    for name in names:
-        old.repository.refs.branch(name)
     converted = tuple(_Branch(old, new, name, listener)(history=history, author=author) for name in names)
     return ConvertReceipt(
         path=str(new.repository.root), model=new.model, branches=converted, seconds=time.perf_counter() - started
@@ -117,15 +111,25 @@ def origin_of(commit: Commit) -> str | None:
     return found[-1] if found else None
 
 
-def opened_for(old: Repository, path: str | Path, model: str | Path) -> Layered:
-    """The memory at `path` for `model`, made if it is not there. A tag marks it as a conversion of `old`; InvalidInput where it
-    holds something else."""
+def opened_for(old: Repository, path: str | Path, model: str | Path, branches: Sequence[str]) -> Layered:
+    """The memory at `path` for `model`, made if it is not there and `old` can be converted. A tag marks it as a conversion.
+
+    Raises AccessDenied for a reader that is denied something, UnknownReference where one of `branches` is not there,
+    InvalidInput where the tokenizers are the same, or the memory at `path` holds something else.
+    """
+    from megacontext.engine.bundle import load_bundle
     from megacontext.engine.memory import Memory
 
+    old.require_whole("convert")
+    for name in branches:
+        old.refs.branch(name)
     try:
         memory = Memory.open(path, model=model)
+        _require_other(old, memory.repository.info.tokenizer, model)
     except MemoryNotFound:
-        memory = Memory.create(path, model=model)
+        bundle = load_bundle(model)
+        _require_other(old, bundle.base.tokenizer_fingerprint, model)
+        memory = Memory.create(path, model=model, bundle=bundle)
     new = memory.repository
     *_, (root, _) = old.history()
     tag = f"converted-from-{root[:16]}"
@@ -134,6 +138,11 @@ def opened_for(old: Repository, path: str | Path, model: str | Path) -> Layered:
             raise InvalidInput(f"{new.root} holds something else than a conversion of {old.root}; choose a new folder")
         new.create_tag(tag)
     return memory
+
+
+def _require_other(old: Repository, tokenizer: str, model: str | Path) -> None:
+    if old.info.tokenizer == tokenizer:
+        raise InvalidInput(f"{model} has the tokenizer that the memory has: megacontext regist --model does it")
 
 
 class _Branch:

@@ -109,5 +109,5 @@ class Layered(Labelling):
         """
         from megacontext.engine.convert import convert, opened_for
 
-        new = opened_for(self.repository, path, model)
+        new = opened_for(self.repository, path, model, branches)
         return convert(self, new, branches=branches, history=history, author=author, listener=listener)

@@ -48,12 +48,13 @@ class Memory(Searching):
     # -- opening --------------------------------------------------------------------------------
 
     @classmethod
-    def create(cls, path: str | Path, *, model: str | Path = "bundled") -> Memory:
-        """Make an empty memory for ``model``: ``"bundled"``, a bundle's or model's folder, or a hub id."""
+    def create(cls, path: str | Path, *, model: str | Path = "bundled", bundle: Bundle | None = None) -> Memory:
+        """Make an empty memory for ``model``: ``"bundled"``, a bundle's or model's folder, or a hub id. ``bundle`` is that
+        model, where it is loaded already."""
         from megacontext.engine.bundle import load_bundle
         from megacontext.engine.tokenizer_files import tokenizer_files
 
-        bundle = load_bundle(model)
+        bundle = bundle or load_bundle(model)
         repository = Repository.create(
             path,
             tokenizer=bundle.base.tokenizer_fingerprint,

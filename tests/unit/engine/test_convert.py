@@ -170,6 +170,7 @@ def test_what_cannot_be_converted_is_refused(old: Memory, model: Path, tiny_bund
         old.convert(tmp_path / "same.mc", model=tiny_bundle)
     with pytest.raises(UnknownReference):
         old.convert(tmp_path / "new.mc", model=model, branches=["nothing"])
+    assert not (tmp_path / "same.mc").exists() and not (tmp_path / "new.mc").exists(), "nothing was begun"
     Memory.create(tmp_path / "full.mc", model=model).add(text="mine")
     with pytest.raises(InvalidInput, match="something else"):
         old.convert(tmp_path / "full.mc", model=model)
