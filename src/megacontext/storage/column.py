@@ -115,7 +115,7 @@ class Column:
         """Copies of the rows at int64 [k] indices, which lie in the pieces of these numbers."""
         pieces = self._known()
         origins = pieces.origins.take(number)
-        if not pieces.complete and origins.min(initial=0) == _UNKNOWN:
+        if origins.min(initial=0) == _UNKNOWN:
             for missing in np.unique(number[origins == _UNKNOWN]).tolist():
                 self._fetched(pieces, missing)
             origins = pieces.origins.take(number)
@@ -155,7 +155,6 @@ class _Pieces:
     def __init__(self, count: int) -> None:
         self.arrays: dict[int, Array] = {}
         self.origins: I64 = np.full(count + 1, _UNKNOWN, np.int64)
-        self.complete = False
         self._adding = threading.Lock()
 
     def add(self, number: int, array: Array, before: int) -> None:
@@ -164,4 +163,3 @@ class _Pieces:
         with self._adding:
             array = self.arrays.setdefault(number, array)
             self.origins[number] = position(array) - before
-            self.complete = len(self.arrays) == len(self.origins)

@@ -116,6 +116,7 @@ def test_what_a_key_value_gist_keeps_is_shown(cli: Cli, sources: Path, tmp_path:
 def test_progress_of_regist_and_convert_is_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setenv("TERM", "xterm-256color")
     with regist_progress() as tell:
         tell(RegistStarted(fingerprint="f", covered=100, blocks=4000))
         tell(BlocksRegisted(blocks=1024, covered=1124, total=4000))
