@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
 import typer
 
 from megacontext.cli import output, place
+from megacontext.cli.add import author
 from megacontext.cli.progress import byte_progress
 from megacontext.cli.verb import Call
 from megacontext.errors import InvalidInput
@@ -83,7 +84,7 @@ def import_(
 
     root = place.new_memory(directory, call.directory)
     with _opened(file) as source, byte_progress("importing") as progress:
-        done = import_archive(source, root, prefix=name, progress=progress)
+        done = import_archive(source, root, prefix=name, author=author(), progress=progress)
     value = {
         "path": str(done.path),
         "branches": done.branches,

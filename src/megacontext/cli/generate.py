@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from megacontext.cli import output
+from megacontext.cli.add import author
 from megacontext.cli.layers import tell_behind
 from megacontext.cli.sessions import Budget, Focus, Policy, opened, window_facts
 from megacontext.cli.text import given_text
@@ -62,7 +63,7 @@ def generate(
         started = time.perf_counter()
         answer = _written(live, text, max_new_tokens, sampling, call)
         seconds = time.perf_counter() - started
-        commit = live.commit("generate") if session is not None else None
+        commit = live.commit("generate", author=author()) if session is not None else None
         if commit is not None:
             tell_behind(memory.layers(live.branch))
         value: dict[str, Any] = {

@@ -44,14 +44,14 @@ def log(
 
 
 def commit_facts(name: str, commit: Commit) -> dict[str, Any]:
-    """A commit for programs; `time` in ISO 8601, UTC."""
+    """A commit for programs; `time` in ISO 8601, UTC. `records` are of documents with all versions, and of what was removed."""
     return {
         "commit": name,
         "parents": list(commit.parents),
         "time": datetime.fromtimestamp(commit.time, UTC).isoformat(timespec="seconds"),
         "author": commit.author,
         "message": commit.message,
-        "documents": commit.document_count,
+        "records": commit.document_count,
         "blocks": commit.blocks,
     }
 

@@ -74,18 +74,20 @@ def _find(memory: Memory, snapshot: Snapshot, what: str) -> DocumentRecord:
 
 def _show_commit(call: Call, memory: Memory, name: str) -> None:
     commit, layers = memory.repository.commit(name), memory.layers(name)
+    documents = sum(1 for _ in memory.snapshot(name).documents.live())
     rows = [
         ("commit", name),
         ("parents", ", ".join(output.short(each) for each in commit.parents) or "none"),
         ("time", local_time(commit.time)),
         ("author", commit.author or "unknown"),
         ("message", commit.message),
-        ("documents", f"{commit.document_count:,}"),
+        ("documents", f"{documents:,}"),
         ("blocks", f"{commit.blocks:,}"),
         ("layers", "\n           ".join(map(coverage, layers)) or "none"),
     ]
     changes = change_facts(memory.changes(name))
-    value = {"kind": "commit", **commit_facts(name, commit), "layers": [each.to_json() for each in layers], **changes}
+    value = {"kind": "commit", **commit_facts(name, commit), "documents": documents, **changes}
+    value["layers"] = [each.to_json() for each in layers]
 
     def human() -> None:
         output.facts([*rows, ("changes", counted(changes))])

@@ -199,9 +199,9 @@ class Session:
         if rest := text.flush():
             yield rest
 
-    def commit(self, message: str = "session") -> str:
+    def commit(self, message: str = "session", *, author: str = "") -> str:
         """Settle what was written so far in a commit of the session's branch; returns its name."""
-        return self._writer.commit(message=message)
+        return self._writer.commit(message=message, author=author)
 
     def close(self) -> None:
         """Acknowledge what was written and let the branch go."""

@@ -72,10 +72,10 @@ class Imported:
 
 
 def import_archive(
-    source: BinaryIO, path: Path, *, prefix: str = "", progress: Progress = lambda done, total: None
+    source: BinaryIO, path: Path, *, prefix: str = "", author: str = "", progress: Progress = lambda done, total: None
 ) -> Imported:
     """Reads an archive from a stream into a new memory at `path`, or into the memory that is there: then its branches and
-    tags are called `prefix`/NAME. Importing the same again changes nothing.
+    tags are called `prefix`/NAME. Importing the same again changes nothing but the audit log, which names the `author`.
 
     Raises ArchiveError for an archive that is cut, damaged or hostile, FormatVersionError for one of a newer version,
     ModelMismatch where the memory's tokenizer is another one, InvalidInput for names that are taken or are none,
@@ -83,15 +83,15 @@ def import_archive(
     raised, nothing was imported.
     """
     if (path / INFO).exists():
-        return _into_memory(source, path, prefix, progress)
+        return _into_memory(source, path, prefix, author, progress)
     if prefix:
         raise InvalidInput(f"there is no memory at {path}: a name for the branches is for importing into one that exists")
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise InvalidInput(f"{path} holds other files; choose a memory, or a new or an empty folder")
-    return _into_new(source, path, progress)
+    return _into_new(source, path, author, progress)
 
 
-def _into_memory(source: BinaryIO, root: Path, prefix: str, progress: Progress) -> Imported:
+def _into_memory(source: BinaryIO, root: Path, prefix: str, author: str, progress: Progress) -> Imported:
     info = read_info(root)
     check_writable(root, info.format)
     if not prefix:
@@ -111,11 +111,11 @@ def _into_memory(source: BinaryIO, root: Path, prefix: str, progress: Progress) 
             archive.check_erased(root)
             take_in(root, archive.manifest.erased)
             _name(refs, named)
-        _log(root, archive, named, new)
+        _log(root, archive, named, new, author)
     return archive.imported(root, named, new)
 
 
-def _into_new(source: BinaryIO, path: Path, progress: Progress) -> Imported:
+def _into_new(source: BinaryIO, path: Path, author: str, progress: Progress) -> Imported:
     path = path.absolute()
     aside = path.with_name(f".{path.name}.importing")
     files.make_folder(aside / "locks")
@@ -136,7 +136,7 @@ def _into_new(source: BinaryIO, path: Path, progress: Progress) -> Imported:
             refs = Refs(aside)
             _name(refs, list(archive.refs()))
             refs.set_head(archive.manifest.head)
-            _log(aside, archive, list(archive.refs()), new)
+            _log(aside, archive, list(archive.refs()), new, author)
             files.replace_file(aside / INFO, replace(archive.manifest.memory, format=FORMAT).to_bytes())
             files.rename(aside, path)
             files.sync_folder(path.parent)
@@ -185,8 +185,8 @@ def _name(refs: Refs, named: list[Ref]) -> None:
         raise
 
 
-def _log(root: Path, archive: _Archive, named: list[Ref], new: int) -> None:
-    audit.append(root, "import", {"refs": len(named), "objects": archive.manifest.objects, "new": new})
+def _log(root: Path, archive: _Archive, named: list[Ref], new: int, author: str) -> None:
+    audit.append(root, "import", {"refs": len(named), "objects": archive.manifest.objects, "new": new}, author=author)
 
 
 class _Received(LocalObjectStore):

@@ -14,7 +14,8 @@ from megacontext.storage.hashing import sealed, unsealed
 INFO = "megacontext.json"
 
 
-def test_a_memory_as_one_file_and_back(cli: Cli, memory: Path, tmp_path: Path) -> None:
+def test_a_memory_as_one_file_and_back(cli: Cli, memory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MEGACONTEXT_AUTHOR", "Ada")
     cli("-C", memory, "branch", "other")
     cli("-C", memory, "add", "-", "--name", "more", stdin="more\n")
     done = cli("-C", memory, "export", "a.tar", "--branches", "all", "--history", "--json").json
@@ -28,6 +29,7 @@ def test_a_memory_as_one_file_and_back(cli: Cli, memory: Path, tmp_path: Path) -
     logs = [cli("-C", each, "log", "--json").json["commits"] for each in (memory, "copy.mc")]
     assert logs[0] == logs[1] and len(logs[0]) == 3
     assert cli("-C", "copy.mc", "fsck").code == 0
+    assert [each["author"] for each in cli("-C", "copy.mc", "audit", "--json").json["entries"]] == ["Ada"]
     assert "exported other to b.tar" in cli("-C", memory, "export", "b.tar", "--at", "other").out
 
 

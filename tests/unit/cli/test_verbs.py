@@ -77,8 +77,20 @@ def test_the_author_is_in_the_log(cli: Cli, memory: Path, monkeypatch: pytest.Mo
     cli("-C", memory, "add", "-", stdin="x")
     commits = cli("-C", memory, "log", "--json").json["commits"]
     assert commits[0]["author"] == "Ada"
-    assert [each["documents"] for each in commits] == [4, 3, 0]
+    assert [each["records"] for each in commits] == [4, 3, 0]
+    cli("-C", memory, "generate", "def", "--session", "talk", "--max-new-tokens", "2")
+    assert cli("-C", memory, "log", "sessions/talk", "-n", "1", "--json").json["commits"][0]["author"] == "Ada"
     assert "Ada" in cli("-C", memory, "log").out
+
+
+def test_a_commit_counts_the_documents_that_live(cli: Cli, memory: Path) -> None:
+    """A version that was replaced and one that was removed are records of the commit, but no documents of the memory."""
+    for text in ("one", "two"):
+        cli("-C", memory, "add", "-", "--name", "talk", stdin=text)
+    cli("-C", memory, "rm", "notes.md")
+    shown = cli("-C", memory, "show", "main", "--json").json
+    assert (shown["documents"], shown["records"]) == (cli("-C", memory, "status", "--json").json["documents"], 6) == (3, 6)
+    assert "documents  3\n" in cli("-C", memory, "show", "main").out
 
 
 @pytest.mark.parametrize("name", list(TEXTS))
