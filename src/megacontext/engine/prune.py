@@ -17,7 +17,7 @@ from megacontext.storage.pruning import Choice, Moved
 class Pruned:
     """What was pruned or restored, or in a dry run would be: documents by source, how many blocks of them lost (or got back)
     their raw tokens, in how many objects of how many bytes. ``kept`` blocks stay: they are under a protected tag, or at the end
-    of a branch, which is still written."""
+    of a branch, which is still written. A dry run names all documents that were asked for, those that stay too."""
 
     documents: tuple[str, ...]
     blocks: int
@@ -58,8 +58,10 @@ def prune(
     moved = pruner.prune(detail, archive)
     if moved.objects:
         _log(repository, "prune", len(sources), moved, author)
-    blocks = raw - _raw(repository.snapshot(), records)
-    return Pruned(documents=sources, blocks=blocks, objects=moved.objects, bytes=moved.bytes, kept=raw - blocks, dry_run=False)
+    now = repository.snapshot()
+    blocks = raw - _raw(now, records)
+    went = tuple(record.source for record in records if _raw(now, [record]) < _raw(snapshot, [record]))
+    return Pruned(documents=went, blocks=blocks, objects=moved.objects, bytes=moved.bytes, kept=raw - blocks, dry_run=False)
 
 
 def restore(

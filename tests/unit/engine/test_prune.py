@@ -84,6 +84,18 @@ def test_no_window_opens_what_is_pruned(pruned_memory: Memory, policy: str) -> N
         assert session.explain()
 
 
+def test_what_stays_is_not_said_to_be_pruned(pruned_memory: Memory) -> None:
+    """The last words of a branch are still written; a protected tag keeps all that it holds."""
+    memory = pruned_memory
+    memory.add(text=text(6, 20), name="last")
+    memory.repository.create_tag("kept")
+    memory.repository.refs.protect("kept")
+    none = memory.prune("poem", "last")
+    assert (none.documents, none.blocks) == ((), 0) and none.kept > memory.find_document("poem").blocks
+    memory.repository.refs.protect("kept", False)
+    assert memory.prune("poem", "last").documents == ("text:poem",)
+
+
 def test_one_document_comes_back_alone(pruned_memory: Memory) -> None:
     memory = pruned_memory
     memory.prune("page")
