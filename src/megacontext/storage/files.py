@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import time as clock
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -169,9 +170,16 @@ class FileLock:
         with translated(path):
             self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
 
-    def acquire(self, *, wait: bool, what: str) -> None:
-        """Takes the lock; raises BranchLocked naming `what` and the holder when it is taken and not `wait`."""
+    def acquire(self, *, wait: bool, what: str, patience: float = 0.0) -> None:
+        """Takes the lock; raises BranchLocked naming `what` and the holder when it is still taken after `patience` seconds and
+        not `wait`."""
+        until = clock.monotonic() + patience
         try:
+            while not wait and clock.monotonic() < until:
+                with suppress(BlockingIOError):
+                    fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                clock.sleep(0.01)
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
             if not wait:
                 # For the message below only: the lock itself is flock's, a stale number locks nothing.

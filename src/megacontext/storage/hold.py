@@ -25,6 +25,10 @@ from megacontext.storage.state import Base, BranchState, journal_spec, layer_tre
 from megacontext.storage.stubs import RESTORE
 
 
+PATIENCE = 0.5
+"""Seconds after which a branch that is taken counts as being written."""
+
+
 class BranchHold:
     """A branch that this process alone may change. One thread at a time, except for `sync`.
 
@@ -39,7 +43,8 @@ class BranchHold:
         self._place = place
         place.refs.branch(branch)
         self._lock = files.FileLock(place.lock(branch))
-        self._lock.acquire(wait=False, what=f"branch {branch!r}")
+        # A collector of garbage holds a branch for a moment, to see that nobody stages anything there.
+        self._lock.acquire(wait=False, what=f"branch {branch!r}", patience=PATIENCE)
         try:
             self._store: LocalObjectStore = place.store(branch)
             self._store.clean()

@@ -16,7 +16,7 @@ from storage_driver import SPEC, Gister, add, create, ids_of, say
 from test_crash import Disk
 
 from megacontext.errors import BranchLocked, CorruptObject, FormatVersionError, InvalidInput, MissingObject
-from megacontext.storage import Repository
+from megacontext.storage import Repository, files
 from megacontext.storage.garbage import collect
 from megacontext.storage.hashing import sealed, unsealed
 from megacontext.storage.place import local_store
@@ -275,3 +275,14 @@ def test_kill_9_in_the_collector(tmp_path: Path) -> None:
         assert contents(repository) == expected
         assert repository.fsck().clean
     assert kills
+
+
+def test_a_collector_that_looks_at_a_branch_does_not_stop_its_writer(tmp_path: Path) -> None:
+    repository = littered(tmp_path / "m")
+    lock = files.FileLock(repository.root / "locks" / "main")
+    lock.acquire(wait=False, what="main")
+    timer = threading.Timer(0.1, lock.release)
+    timer.start()
+    with repository.writer("main", layer=SPEC) as writer:
+        assert writer.branch == "main"
+    timer.join()
