@@ -24,7 +24,6 @@ from megacontext.storage.snapshot import Snapshot
 from megacontext.storage.state import Base, BranchState, journal_spec, layer_tree
 from megacontext.storage.stubs import RESTORE
 
-
 PATIENCE = 0.5
 """Seconds after which a branch that is taken counts as being written."""
 
