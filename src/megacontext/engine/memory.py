@@ -160,7 +160,7 @@ class Memory(Searching):
             inputs.append(Text(name=name or "text", text=text))
         elif name is not None and STDIN not in inputs:
             raise ConfigError("a name is for text= or standard input; files and folders have names of their own")
-        found = find_sources(inputs, tags=tags)
+        found = find_sources(inputs, tags=tags, within=self.repository.root.absolute().parent)
         listener(IngestStarted(sources=len(found), size=found.size))
         texts = (named(source, name, checked_names(labels)) for source in found)
         bundle = self.bundle

@@ -1,7 +1,8 @@
 """From paths, folders, standard input and strings to texts with a name, or a reason why not.
 
-A *URI* names a source for good: `file:` and the path from the added root's parent on (so it does not depend on
-where the root lies), `stdin:`, or `text:` and a name. What cannot be read is reported and never stops the rest.
+A *URI* names a source for good: `file:` and its path from the memory's surroundings on, where it lies in there, so that it does
+not matter how it was named; else the path from the added root's parent on; `stdin:`, or `text:` and a name.
+What cannot be read is reported and never stops the rest.
 """
 
 from __future__ import annotations
@@ -141,11 +142,13 @@ def find_sources(
     tags: Iterable[str] = (),
     config: SourceConfig | None = None,
     stdin: BinaryIO | None = None,
+    within: Path | None = None,
 ) -> Sources:
     """Lists what `inputs` hold: files, folders (recursively, in sorted order), '-' for standard input, or `Text`.
 
     Links to folders are not followed, so there are no loops and nothing is read twice; links to files are. `stdin` None
-    means the process's own. Raises IngestError for a path that does not exist, and for two roots that would get the same
+    means the process's own. What lies in the folder `within` is named by its path from there.
+    Raises IngestError for a path that does not exist, and for two roots that would get the same
     URI.
     """
     config, tags = config or SourceConfig(), tuple(tags)
@@ -159,8 +162,8 @@ def find_sources(
         elif given == STDIN:
             _claim(names, "stdin:")
             items.append(_Stdin())
-        elif _new_root(roots, root := _resolved(Path(given))):
-            items.extend(_walk(root, config))
+        elif _new_root(roots, root := _resolved(Path(given)), uri := _root_uri(root, within)):
+            items.extend(_walk(root, uri, config))
     return Sources(items, config, tags, stdin)
 
 
@@ -187,22 +190,27 @@ def _resolved(path: Path) -> Path:
         raise IngestError(f"{path} cannot be read ({reason}); nothing was added") from error
 
 
-def _new_root(roots: dict[str, Path], root: Path) -> bool:
+def _root_uri(root: Path, within: Path | None) -> str:
+    """What an added path is called: 'file:' alone for the folder `within` itself."""
+    inside = within is not None and root.is_relative_to(within := within.resolve())
+    parts = root.relative_to(within).parts if inside and within is not None else (root.name,)
+    return "file:" + "/".join(map(_printable, parts))
+
+
+def _new_root(roots: dict[str, Path], root: Path, uri: str) -> bool:
     """Whether a root was not given before. Two of the same name would be taken for versions of one source."""
-    known = roots.setdefault(root.name, root)
+    known = roots.setdefault(uri, root)
     if known is root:
         return True
     if known == root:
         return False
     raise IngestError(
-        f"{known} and {root} would both be called file:{root.name}; add the folder that holds both, or each by itself "
-        "from a renamed copy"
+        f"{known} and {root} would both be called {uri}; add the folder that holds both, or each by itself from a renamed copy"
     )
 
 
-def _walk(root: Path, config: SourceConfig) -> Iterator[Item]:
-    """A file, or the files below a folder; what is passed over is reported once, at its top."""
-    uri = f"file:{_printable(root.name)}"
+def _walk(root: Path, uri: str, config: SourceConfig) -> Iterator[Item]:
+    """A file called `uri`, or the files below a folder of that name; what is passed over is reported once, at its top."""
     if not root.is_dir():
         yield _listed(root, uri)
         return
@@ -217,7 +225,7 @@ def _walk(root: Path, config: SourceConfig) -> Iterator[Item]:
             continue
         below: list[tuple[Path, str]] = []
         for entry in entries:
-            path, name = Path(entry.path), f"{uri}/{_printable(entry.name)}"
+            path, name = Path(entry.path), uri + "/" * (uri != "file:") + _printable(entry.name)
             if reason := _passed_over(entry, config):
                 yield Skipped(uri=name, reason=reason)
             elif _is_folder(entry):

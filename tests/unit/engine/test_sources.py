@@ -26,6 +26,21 @@ def read(*inputs: str | Path | Text, **options: object) -> dict[str, str]:
     return {item.uri: item.text if isinstance(item, Source) else f"[{item.reason}]" for item in found}
 
 
+def test_what_lies_around_the_memory_is_named_by_its_place_however_it_is_given(tmp_path: Path) -> None:
+    for name in ("a/notes.md", "c/notes.md"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_text(name)
+
+    def uris(*inputs: Path, within: Path = tmp_path) -> list[str]:
+        return [item.uri for item in find_sources(inputs, within=within)]
+
+    both = ["file:a/notes.md", "file:c/notes.md"]
+    assert uris(tmp_path / "a" / "notes.md", tmp_path / "c" / "notes.md") == both
+    assert uris(tmp_path) == uris(tmp_path / "a", tmp_path / "c") == both
+    # What lies elsewhere is named from its own folder on.
+    assert uris(tmp_path / "c" / "notes.md", within=tmp_path / "a") == ["file:notes.md"]
+
+
 def test_folders_are_read_in_sorted_order_and_named_from_the_root_on(tmp_path: Path) -> None:
     root = write(tmp_path / "deep" / "project", {"b.py": "b", "a/z.txt": "z", "a/b/c.md": "c", "a.py": "a", "ä ö.txt": "ä"})
     expected = {
