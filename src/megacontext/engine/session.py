@@ -30,12 +30,13 @@ from megacontext.engine.explain import EntryExplanation, explain_entries
 from megacontext.engine.focus import FOCUS_DEFAULTS, Refocus, refocus
 from megacontext.engine.gist_builder import GistBuilder
 from megacontext.engine.kept import kept_tokens
-from megacontext.engine.kv_cache import CacheStats, WindowCache
+from megacontext.engine.kv_cache import CacheStats, Pass, WindowCache
 from megacontext.engine.policies import FocusPolicy, FocusView, Search, no_search
 from megacontext.engine.reader import real_tokens
-from megacontext.engine.sampling import Sampler, SamplingConfig
-from megacontext.engine.text_stream import TextStream
+from megacontext.engine.sampling import SamplingConfig
+from megacontext.engine.turn import Turn
 from megacontext.errors import BudgetError, ConfigError
+from megacontext.models.kv_memory import StoredMemory
 from megacontext.models.positions import PositionStrategy, window_ranks
 from megacontext.storage import BranchWriter, Snapshot
 
@@ -127,7 +128,29 @@ class Session:
 
     def logits(self) -> torch.Tensor:
         """Logits float32 [V] of the token that comes next, given the window."""
-        return self._cache.read(self._materialise())
+        return self.run(self.next_input())
+
+    @property
+    def due_refocus(self) -> bool:
+        """Whether as many tokens were decoded since the last refocus as the configuration says."""
+        return self._since_refocus >= self.config.refocus_every
+
+    def query(self) -> IntArray:
+        """The newest real tokens, int64 [≤ 128], oldest first."""
+        near = real_tokens(self._snapshot, self._snapshot.timeline().newest(QUERY_TOKENS // BLOCK + 1))
+        return np.concatenate([near, self._open])[-QUERY_TOKENS:]
+
+    def view(self) -> FocusView:
+        """All that a policy may look at now."""
+        documents = len(self._snapshot.documents)
+        return FocusView(
+            window=self.window,
+            reader=self._snapshot,
+            query=self.query(),
+            document=documents - 1,
+            step=self._history.step,
+            search=self._search,
+        )
 
     # -- writing --------------------------------------------------------------------------------
 
@@ -156,15 +179,33 @@ class Session:
         if edits:
             self._listener(MadeRoom(edits=edits))
 
-    def refocus(self, *, unlimited: bool = False) -> Refocus:
-        """Let the policy look at the window and the allocator edit it."""
-        result = refocus(self._view(), self.policy, self.config.allocator, self._history, unlimited=unlimited)
+    def refocus(self, *, unlimited: bool = False, policy: FocusPolicy | None = None) -> Refocus:
+        """Let the policy (None: the session's own) look at the window and the allocator edit it."""
+        result = refocus(self.view(), policy or self.policy, self.config.allocator, self._history, unlimited=unlimited)
         if result.plan.edits:
             self._slots = None
         self.window, self._history, self.last_refocus = result.after, result.history, result
         self._since_refocus = 0
         self._listener(Refocused(step=result.history.step, result=result))
         return result
+
+    def begin_turn(
+        self,
+        prompt: str = "",
+        *,
+        max_new_tokens: int = 64,
+        sampling: SamplingConfig | None = None,
+        stop_at_eos: bool = True,
+    ) -> Turn:
+        """Append ``prompt`` and refocus without a limit on edits; the turn that decodes the answer.
+
+        ConfigError where there is nothing to continue.
+        """
+        self.append(prompt)
+        self.refocus(unlimited=True)
+        if self.window.timeline.tokens == 0:
+            raise ConfigError("there is nothing to continue: give a prompt or add documents first")
+        return Turn(self, max_new_tokens, sampling or SamplingConfig(), stop_at_eos=stop_at_eos)
 
     def generate(
         self,
@@ -178,26 +219,40 @@ class Session:
 
         Stops at the end-of-text token unless told not to. What is decoded is part of the memory's branch like the prompt.
         """
-        self.append(prompt)
-        self.refocus(unlimited=True)
-        if self.window.timeline.tokens == 0:
-            raise ConfigError("there is nothing to continue: give a prompt or add documents first")
-        sampler, text = Sampler(sampling or SamplingConfig()), TextStream(self.bundle.tokenizer)
-        eos = self.bundle.tokenizer.eos_token_id
-        for _ in range(max_new_tokens):
-            if self._since_refocus >= self.config.refocus_every:
+        turn = self.begin_turn(prompt, max_new_tokens=max_new_tokens, sampling=sampling, stop_at_eos=stop_at_eos)
+        while not turn.finished:
+            if turn.due_refocus:
                 self.refocus()
-            token = sampler(self.logits(), torch.from_numpy(self._query()))
-            if token == eos and stop_at_eos:
-                break
-            self.append_tokens(np.array([token], dtype=np.int64))
-            self._since_refocus += 1
-            self._listener(TokenDecoded(token=token, tokens=self.window.timeline.tokens, cost=self.window.cost))
-            if piece := text.push(token):
+            if piece := turn.accept(turn.choose(self.logits())):
                 yield piece
-        self._writer.sync()
-        if rest := text.flush():
+        if rest := turn.end():
             yield rest
+
+    def next_input(self) -> Pass:
+        """What has to go through the base before the next token can be predicted; computes nothing."""
+        return self._cache.plan(self._materialise())
+
+    def run(self, step: Pass) -> torch.Tensor:
+        """Logits float32 [V] of what follows ``step``, the last ``next_input``, computed alone and settled."""
+        return self._cache.run(step)
+
+    def settle(self, step: Pass) -> None:
+        """Note that somebody else forwarded ``step``, the last ``next_input``, and extended its cache."""
+        self._cache.settle(step)
+
+    def memory(self, step: Pass) -> StoredMemory | None:
+        """What lookup heads read beside the slots of ``step``; None where gists are slots like tokens, or there are none."""
+        return self._cache.memory(step)
+
+    def accept(self, token: int) -> None:
+        """Append a decoded token."""
+        self.append_tokens(np.array([token], dtype=np.int64))
+        self._since_refocus += 1
+        self._listener(TokenDecoded(token=token, tokens=self.window.timeline.tokens, cost=self.window.cost))
+
+    def sync(self) -> None:
+        """Acknowledge what was written: it survives a crash."""
+        self._writer.sync()
 
     def commit(self, message: str = "session", *, author: str = "") -> str:
         """Settle what was written so far in a commit of the session's branch; returns its name."""
@@ -223,19 +278,3 @@ class Session:
     def _word(self, ids: list[int]) -> str:
         text: str = self.bundle.tokenizer.decode(ids, skip_special_tokens=False)
         return text
-
-    def _query(self) -> IntArray:
-        """The newest real tokens, int64 [≤ 128], oldest first."""
-        near = real_tokens(self._snapshot, self._snapshot.timeline().newest(QUERY_TOKENS // BLOCK + 1))
-        return np.concatenate([near, self._open])[-QUERY_TOKENS:]
-
-    def _view(self) -> FocusView:
-        documents = len(self._snapshot.documents)
-        return FocusView(
-            window=self.window,
-            reader=self._snapshot,
-            query=self._query(),
-            document=documents - 1,
-            step=self._history.step,
-            search=self._search,
-        )

@@ -50,11 +50,28 @@ class SlotReader:
                 "the newest slot of the window must be a raw token: keep a raw tail (recent) of at least one block"
             )
         chosen = [keep + np.flatnonzero(each[keep:]) for each in passing]
+        return self.read(rows, positions, chosen, last=last, cache=cache)
+
+    def read(
+        self,
+        rows: Sequence[Slots],
+        positions: IntArray,
+        chosen: Sequence[IntArray],
+        *,
+        last: int,
+        cache: KeyValueCache | None = None,
+        mask: Tensor | None = None,
+    ) -> Tensor:
+        """The same for the slots ``chosen`` int64 [q] of each row, ascending; ``mask`` as in ``BaseLM.forward``."""
         base = self._base
         embeds = torch.cat([embed_slots(slots, base, at) for slots, at in zip(rows, chosen, strict=True)])
         places = torch.from_numpy(np.stack([row[at] for row, at in zip(positions, chosen, strict=True)])).to(base.device)
-        memory = self._entries.memory(rows, positions, chosen) if self._entries is not None else None
-        return base.forward(embeds, places, cache=cache, logits_from=len(chosen[0]) - last, memory=memory).logits
+        memory = self.memory(rows, positions, chosen)
+        return base.forward(embeds, places, cache=cache, logits_from=len(chosen[0]) - last, mask=mask, memory=memory).logits
+
+    def memory(self, rows: Sequence[Slots], positions: IntArray, chosen: Sequence[IntArray]) -> StoredMemory | None:
+        """What lookup heads read beside the ``chosen`` slots int64 [q] of each row; None where no gist is read so."""
+        return self._entries.memory(rows, positions, chosen) if self._entries is not None else None
 
 
 class GistEntries:

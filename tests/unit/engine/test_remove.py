@@ -45,7 +45,7 @@ def test_the_newest_tokens_of_a_session_are_live_ones(memory: Memory) -> None:
     memory.add(text=POEM, name="poem")
     memory.remove("text:poem")
     with memory.session(budget=256) as session:
-        query = session._query()
+        query = session.query()
         assert len(query) == 128
         text = memory.tokenizer.decode(query.tolist())
         assert "poem" not in text and memory.text(memory.find_document("functions")).endswith(text)

@@ -118,7 +118,7 @@ def test_every_policy_focuses_within_the_budget(memory: Memory, policy: str) -> 
 def test_retrieval_opens_the_block_that_holds_the_query(memory: Memory) -> None:
     with memory.session(budget=320, policy="retrieval") as session:
         session.append("def function_40(a, b):\n    return a * 40 +")
-        view = session._view()
+        view = session.view()
         blocks, scores = view.search(view.query[-32:], 4)
         assert scores[0] > 0
         result = session.refocus(unlimited=True)
