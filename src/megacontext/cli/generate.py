@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from contextlib import ExitStack
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -47,19 +49,30 @@ def generate(
             "memory stays as it was.",
         ),
     ] = None,
+    record: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Write an event log of the window and its focus; see megacontext replay."),
+    ] = None,
     model: Model = None,
 ) -> None:
     """Generate text with the memory, printed as it comes.
 
     The window follows: while text is written, what becomes relevant is brought into focus.
     """
+    from megacontext.engine.events import each_of
+    from megacontext.engine.recording import Recorder
     from megacontext.engine.sampling import SamplingConfig
 
     sampling = SamplingConfig(temperature=temperature, top_p=top_p, seed=seed)
     memory = call.ready(model)
     text = given_text(prompt)
     count = _Count()
-    with opened(memory, budget=budget, policy=policy, name=session, listener=count) as live:
+    with ExitStack() as stack:
+        recorder = stack.enter_context(Recorder.to(record)) if record is not None else None
+        listener = count if recorder is None else each_of(count, recorder)
+        live = stack.enter_context(opened(memory, budget=budget, policy=policy, name=session, listener=listener))
+        if recorder is not None:
+            recorder.begin(live, prompt=text)
         started = time.perf_counter()
         answer = _written(live, text, max_new_tokens, sampling, call)
         seconds = time.perf_counter() - started
@@ -79,6 +92,8 @@ def generate(
             "cache": {"forwarded": live.cache_stats.forwarded, "reused": live.cache_stats.reused},
             "missing": list(memory.bundle.missing),
         }
+        if record is not None:
+            value["recording"] = str(record)
     call.show(value, lambda: output.line() if answer and not answer.endswith("\n") else None)
 
 

@@ -35,6 +35,7 @@ from megacontext.cli.migrate import migrate
 from megacontext.cli.prune import prune, restore
 from megacontext.cli.regist import regist
 from megacontext.cli.repack import repack
+from megacontext.cli.replay import replay
 from megacontext.cli.rm import rm
 from megacontext.cli.search import search
 from megacontext.cli.show import show
@@ -203,7 +204,9 @@ verb(
     "generate",
     'megacontext generate "def parse_args(" --max-new-tokens 100',
     'megacontext generate "And then" --session story --temperature 0.8',
+    'megacontext generate "def parse_args(" --record session.jsonl',
 )(generate)
+verb(app, "replay", "megacontext replay session.jsonl", "megacontext replay session.jsonl --steps")(replay)
 verb(app, "branch", "megacontext branch", "megacontext branch experiment", "megacontext branch -d experiment")(branch)
 verb(app, "checkout", "megacontext checkout experiment", "megacontext checkout -b earlier 3fa9")(checkout)
 verb(app, "tag", "megacontext tag", "megacontext tag v1", "megacontext tag -d v1", "megacontext tag --protect v1")(tag)

@@ -11,6 +11,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from megacontext.core import Edit
     from megacontext.engine.focus import Refocus
     from megacontext.engine.status import LayerStatus
@@ -26,6 +29,16 @@ Listener = Callable[[Event], None]
 
 def nobody(event: Event) -> None:
     """The listener that ignores everything."""
+
+
+def each_of(*listeners: Listener) -> Listener:
+    """One listener that tells all of these, in this order."""
+
+    def listener(event: Event) -> None:
+        for each in listeners:
+            each(event)
+
+    return listener
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,6 +147,14 @@ class TokenDecoded(Event):
     token: int
     tokens: int
     cost: int
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TokensAppended(Event):
+    """`ids` int64 [k] of a prompt or of decoding were appended; `tokens` is the timeline's length after them."""
+
+    ids: NDArray[np.int64]
+    tokens: int
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,9 +20,9 @@ from megacontext.cli.reference import reference
 
 ROOT = Path(__file__).parents[3]
 VERBS = (
-    "init", "add", "rm", "label", "status", "log", "show", "search", "focus", "explain", "generate", "branch", "checkout",
-    "tag", "diff", "merge", "revert", "regist", "convert", "repack", "prune", "restore", "erase", "audit", "export", "import",
-    "fsck", "gc", "migrate", "env", "train", "demo", "bench",
+    "init", "add", "rm", "label", "status", "log", "show", "search", "focus", "explain", "generate", "replay", "branch",
+    "checkout", "tag", "diff", "merge", "revert", "regist", "convert", "repack", "prune", "restore", "erase", "audit", "export",
+    "import", "fsck", "gc", "migrate", "env", "train", "demo", "bench",
 )  # fmt: skip
 
 
