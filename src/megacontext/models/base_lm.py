@@ -25,6 +25,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from megacontext.errors import InvalidInput, ModelMismatch, UnsupportedModel
 from megacontext.models import cache as kv
 from megacontext.models import loading, masks
+from megacontext.models.batch_cache import RowPass
 from megacontext.models.fingerprints import hash_model, hash_tokenizer
 from megacontext.models.kv_memory import Memory, enable, reading
 from megacontext.models.rotary import Rotary
@@ -169,6 +170,12 @@ class BaseLM:
         return (self._mask_plan.kinds == (masks.FULL,),) * layers
 
     @cached_property
+    def turned_layers(self) -> tuple[bool, ...]:
+        """Which layers turn keys to positions; some families have layers that know none."""
+        turned = getattr(self._config, "no_rope_layers", None)  # 1 where there are some, whatever the name says
+        return tuple(bool(each) for each in turned) if turned else (True,) * int(self._config.num_hidden_layers)
+
+    @cached_property
     def rotary(self) -> Rotary:
         """How the base turns its keys to their positions. UnsupportedModel for families that do it in a way of their own."""
         return Rotary(self.model)
@@ -205,7 +212,9 @@ class BaseLM:
         allow = masks.allowed(batch, past, new, valid=held, custom=mask, device=embeds.device)
         try:
             with reading(memory):
-                logits = self._logits(embeds, positions, allow, cache, new - logits_from)
+                mask_of_layers = self._mask_plan.build(allow, embeds.dtype)
+                states = cache.states if cache is not None else None
+                logits = self._logits(embeds, positions, mask_of_layers, states, new - logits_from)
         except BaseException:
             if cache is not None:
                 kv.truncate(cache, past)
@@ -215,6 +224,17 @@ class BaseLM:
         return BaseOutput(logits=logits, cache=cache)
 
     __call__ = forward
+
+    def forward_rows(self, embeds: Tensor, positions: Tensor, rows: RowPass, *, memory: Memory | None = None) -> Tensor:
+        """Read the next slots of several windows, each behind what its row holds: ``embeds`` [B, q, d] at ``positions`` int64
+        [B, q], rows with fewer than q padded in front; logits float32 [B, V] of each row's last slot.
+
+        The rows keep what they held until ``RowStore.settle``, whatever happens here. InvalidInput as ``forward``.
+        """
+        self._check(embeds, positions, None, None, embeds.shape[1] - 1)
+        with reading(memory):
+            mask = self._mask_plan.build(rows.allow(), embeds.dtype, rows.at)
+            return self._logits(embeds, positions, mask, rows, 1)[:, -1]
 
     @contextlib.contextmanager
     def gradient_checkpointing(self) -> Iterator[None]:
@@ -239,13 +259,13 @@ class BaseLM:
             (disable or self.model.gradient_checkpointing_disable)()
             self.model.eval()
 
-    def _logits(self, embeds: Tensor, positions: Tensor, allow: Tensor, cache: kv.KeyValueCache | None, last: int) -> Tensor:
+    def _logits(self, embeds: Tensor, positions: Tensor, mask: masks.LayerMasks, states: Any | None, last: int) -> Tensor:
         arguments: dict[str, Any] = {
             "inputs_embeds": embeds,
             "position_ids": positions,
-            "attention_mask": self._mask_plan.build(allow, embeds.dtype),
-            "past_key_values": cache.states if cache is not None else None,
-            "use_cache": cache is not None,
+            "attention_mask": mask,
+            "past_key_values": states,
+            "use_cache": states is not None,
         }
         if self._slices_logits:
             arguments["logits_to_keep"] = last

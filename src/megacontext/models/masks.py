@@ -35,17 +35,17 @@ class MaskPlan:
     as_dict: bool
     window: int | None
 
-    def build(self, allow: Tensor, dtype: torch.dtype) -> LayerMasks:
+    def build(self, allow: Tensor, dtype: torch.dtype, at: Tensor | None = None) -> LayerMasks:
         """From ``allow`` bool [B or 1, Q, K] (True = may attend) to what the family takes, each [B
-        or 1, 1, Q, K]."""
-        masks = {kind: additive(self._narrow(allow, kind), dtype) for kind in self.kinds}
+        or 1, 1, Q, K]. ``at`` int64 [B, Q]: which slots the queries are (None: the last Q)."""
+        masks = {kind: additive(self._narrow(allow, kind, at), dtype) for kind in self.kinds}
         return masks if self.as_dict else masks[self.kinds[0]]
 
-    def _narrow(self, allow: Tensor, kind: str) -> Tensor:
+    def _narrow(self, allow: Tensor, kind: str, at: Tensor | None) -> Tensor:
         if kind != SLIDING or self.window is None:
             return allow
         query, key = _slots(allow.shape[-2], allow.shape[-1], allow.device)
-        return allow & (key > query - self.window)
+        return allow & (key > (query if at is None else at[:, :, None]) - self.window)
 
 
 def plan_for(model: Any) -> MaskPlan:
