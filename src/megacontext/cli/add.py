@@ -43,6 +43,11 @@ def add(
     Folders are read recursively, without hidden files. What is unchanged is recognised, what has changed becomes a new
     version, and what is no text is skipped and reported. When the receipt is printed, everything in it is safely on
     disk; after an interruption the same command goes on where it was. Exit code 2 if nothing could be added at all.
+
+    A file's name, however it is given: file: and its path from the folder that holds the memory, if it lies in there, else
+    its whole path, file:///…; a link to a file stands for itself. If memory or files have moved and nothing lies at the old
+    place, a file that says what it said (most of it) keeps the name that it had, and so does a folder. Standard input is
+    stdin:, of which the next one is a new version, or text:NAME.
     """
     there = [path for path in paths if path == STDIN or os.path.exists(path)]
     absent = [{"uri": path, "reason": "it does not exist"} for path in paths if path not in there]
@@ -66,6 +71,7 @@ def add(
         raise InvalidInput(f"nothing could be added: {reasons or _listing(there) + ' holds no files'}")
     if not call.json:
         _print_skipped(skipped)
+        _print_names(receipt)
     behind = [layer for layer in memory.layers() if not layer.current]
     tell_behind(behind)
     value = {**_facts(receipt, skipped), "layers_behind": [layer.to_json() for layer in behind]}
@@ -86,6 +92,7 @@ def _facts(receipt: Receipt, skipped: list[dict[str, str]]) -> dict[str, Any]:
         "updated": list(receipt.updated),
         "unchanged": list(receipt.unchanged),
         "skipped": skipped,
+        "recognised": [{"path": path, "source": source} for path, source in receipt.recognised],
     }
 
 
@@ -110,6 +117,13 @@ def _print_skipped(skipped: list[dict[str, str]]) -> None:
         output.warning(f"skipped {each['uri']}: {each['reason']}")
     if len(skipped) > _SHOWN:
         output.warning(f"skipped {len(skipped) - _SHOWN:,} more; --json lists all")
+
+
+def _print_names(receipt: Receipt) -> None:
+    for path, source in receipt.recognised:
+        output.note(f"note: {path} is still called {source}, as in the memory, where nothing lies any more")
+    if "stdin:" in receipt.updated:
+        output.note("note: this takes the place of the standard input that was added before; --name keeps both")
 
 
 def _listing(names: list[str]) -> str:

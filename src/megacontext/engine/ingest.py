@@ -58,7 +58,8 @@ class Receipt:
 
     `added` are new, `updated` new versions of sources that were there (the old ones are dead: only older commits show them);
     `tokens` (real ones) and `blocks` are theirs, of which `reused` blocks kept the gists of the version before. `repacked`
-    dead blocks were left out at the end. `commit` is where the branch is now.
+    dead blocks were left out at the end. `commit` is where the branch is now. `recognised` pairs paths that were given with the
+    names that they have in the memory, where these are not the ones that they would get today.
     """
 
     added: tuple[str, ...]
@@ -71,6 +72,7 @@ class Receipt:
     commit: str
     seconds: float
     repacked: int = 0
+    recognised: tuple[tuple[str, str], ...] = ()
 
     @property
     def documents(self) -> int:

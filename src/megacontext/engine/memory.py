@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -30,13 +32,14 @@ if TYPE_CHECKING:
     from megacontext.engine.merge import Merged
     from megacontext.engine.merge_plan import Choice
     from megacontext.engine.policies import FocusPolicy
+    from megacontext.engine.policies.table import PolicyName
     from megacontext.engine.prune import Pruned
     from megacontext.engine.remove import Removal
     from megacontext.engine.repack import Repacked
     from megacontext.engine.session import Session, SessionConfig
+    from megacontext.index.suffix import SuffixIndex
     from megacontext.models.positions import PositionStrategy
 
-PolicyName = Literal["auto", "lens", "recency", "random", "retrieval"]
 SESSIONS = "sessions/"
 
 __all__ = ["SESSIONS", "Hit", "Memory", "PolicyName", "SearchMode", "layer_spec"]
@@ -151,6 +154,7 @@ class Memory(Searching):
         """
         from megacontext.engine.ingest import ingest
         from megacontext.engine.regist import left_behind
+        from megacontext.engine.source_names import KnownFiles
         from megacontext.engine.sources import STDIN, Text, find_sources, named
 
         if not sources and text is None:
@@ -160,7 +164,9 @@ class Memory(Searching):
             inputs.append(Text(name=name or "text", text=text))
         elif name is not None and STDIN not in inputs:
             raise ConfigError("a name is for text= or standard input; files and folders have names of their own")
-        found = find_sources(inputs, tags=tags, within=self.repository.root.absolute().parent)
+        now, around = self.snapshot(), self.repository.root.resolve().parent
+        known = KnownFiles(now.documents.live(), around, lambda record: self.text(record, now))
+        found = find_sources(inputs, tags=tags, around=around, known=known)
         listener(IngestStarted(sources=len(found), size=found.size))
         texts = (named(source, name, checked_names(labels)) for source in found)
         bundle = self.bundle
@@ -174,6 +180,7 @@ class Memory(Searching):
             allow_erased=allow_erased,
             listener=listener,
         )
+        receipt = replace(receipt, recognised=found.recognised)
         for source in receipt.unchanged if labels else ():
             self.label(source, add=labels, message=message, author=author)
         if behind := left_behind(self.snapshot(), bundle.gists):
@@ -268,13 +275,15 @@ class Memory(Searching):
 
         ``budget`` is W_max in entries (default: 1,024 or what the base model can hold).
         """
+        from megacontext.engine.policies.table import policy_named
         from megacontext.engine.regist import check_layer
+        from megacontext.engine.searches import searches_of
         from megacontext.engine.session import Session, SessionConfig
 
         bundle = self.bundle
         size = budget if budget is not None else min(SessionConfig.budget, bundle.base.context_length)
         settings = config or SessionConfig(budget=size, recent=min(SessionConfig.recent, size // 4))
-        chosen = self._policy(policy, bundle) if isinstance(policy, str) else policy
+        chosen = policy_named(policy, bundle) if isinstance(policy, str) else policy
         branch = SESSIONS + (name or secrets.token_hex(4))
         if branch not in self.repository.branches():
             self.repository.create_branch(branch)
@@ -290,37 +299,19 @@ class Memory(Searching):
                 settings,
                 source=f"session:{branch.removeprefix(SESSIONS)}",
                 strategy=positions,
-                search=self._search(writer.snapshot()),
+                searching=searches_of(self.index, self.suffix_index, bundle),
                 listener=listener,
             )
         except BaseException:
             writer.close()
             raise
 
-    def _search(self, snapshot: Snapshot) -> Any:
-        def search(query: np.ndarray[Any, Any], limit: int) -> Any:
-            return self.index.search(snapshot, query, limit)
+    @cached_property
+    def suffix_index(self) -> SuffixIndex:
+        """The derived index of token suffixes; made and repaired by itself."""
+        from megacontext.index.suffix import SuffixIndex
 
-        return search
-
-    @staticmethod
-    def _policy(name: str, bundle: Bundle) -> FocusPolicy:
-        from megacontext.engine.policies import Random, Recency, Retrieval
-        from megacontext.engine.policies.lens import Lens
-
-        if name == "lens" and bundle.lens is None:
-            raise ConfigError(f"{bundle.name} has no LensNet: choose retrieval, or train one with megacontext train lens")
-        if bundle.lens is not None and name in ("auto", "lens"):
-            return Lens(bundle.lens, bundle.base)
-        policies: dict[str, type[Random] | type[Recency] | type[Retrieval]] = {
-            "auto": Retrieval,
-            "random": Random,
-            "recency": Recency,
-            "retrieval": Retrieval,
-        }
-        if name not in policies:
-            raise ConfigError(f"no focus policy {name!r}: choose auto, lens, {', '.join(sorted(policies)[1:])}")
-        return policies[name]()
+        return SuffixIndex(self.repository.root)
 
     def drop_session(self, branch: str) -> None:
         """Remove a session's branch; what it wrote is then unreachable."""

@@ -1,7 +1,6 @@
 """From paths, folders, standard input and strings to texts with a name, or a reason why not.
 
-A *URI* names a source for good: `file:` and its path from the memory's surroundings on, where it lies in there, so that it does
-not matter how it was named; else the path from the added root's parent on; `stdin:`, or `text:` and a name.
+A *URI* names a source for good: `file:` and a path (see `source_names`), `stdin:`, or `text:` and a name.
 What cannot be read is reported and never stops the rest.
 """
 
@@ -16,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import BinaryIO
 
+from megacontext.engine.source_names import KnownFiles, below, name_of, renamed
 from megacontext.errors import ConfigError, IngestError
 
 STDIN = "-"
@@ -89,12 +89,21 @@ Input = str | Path | Text
 class Sources:
     """What was found, in order, read one by one while iterating (each file anew in every iteration).
 
-    `size` is what there is to read, in bytes, as far as it is known before reading: enough for a progress bar.
+    `size` is what there is to read, in bytes, as far as it is known before reading: enough for a progress bar. `recognised`
+    pairs what was given with the name that it has in the memory, where it was not known by its name.
     """
 
-    def __init__(self, items: Iterable[Item], config: SourceConfig, tags: tuple[str, ...], stdin: BinaryIO | None) -> None:
+    def __init__(
+        self,
+        items: Iterable[Item],
+        config: SourceConfig,
+        tags: tuple[str, ...],
+        stdin: BinaryIO | None,
+        recognised: Iterable[tuple[str, str]] = (),
+    ) -> None:
         self.items = tuple(items)
         self.size = sum(_size(item) for item in self.items)
+        self.recognised = tuple(recognised)
         self._config = config
         self._tags = tags
         self._stdin = stdin
@@ -142,29 +151,35 @@ def find_sources(
     tags: Iterable[str] = (),
     config: SourceConfig | None = None,
     stdin: BinaryIO | None = None,
-    within: Path | None = None,
+    around: Path | None = None,
+    known: KnownFiles | None = None,
 ) -> Sources:
-    """Lists what `inputs` hold: files, folders (recursively, in sorted order), '-' for standard input, or `Text`.
+    """Lists what `inputs` hold: files, folders (recursively, in sorted order), '-' for standard input, or `Text`; what is given
+    twice, once.
 
     Links to folders are not followed, so there are no loops and nothing is read twice; links to files are. `stdin` None
-    means the process's own. What lies in the folder `within` is named by its path from there.
-    Raises IngestError for a path that does not exist, and for two roots that would get the same
-    URI.
+    means the process's own. The memory lies in the folder `around`; files that it has under other names are `known`.
+    Raises IngestError for a path that does not exist, and for two texts of one name.
     """
     config, tags = config or SourceConfig(), tuple(tags)
-    items: list[Item] = []
-    roots: dict[str, Path] = {}
-    names: set[str] = set()
+    around = around.resolve() if around is not None else None
+    items: dict[str, Item] = {}
+    recognised: list[tuple[str, str]] = []
     for given in inputs:
         if isinstance(given, Text):
-            _claim(names, f"text:{given.name}")
-            items.append(Source(uri=f"text:{given.name}", text=given.text, tags=tags))
+            _claim(items, Source(uri=f"text:{given.name}", text=given.text, tags=tags))
         elif given == STDIN:
-            _claim(names, "stdin:")
-            items.append(_Stdin())
-        elif _new_root(roots, root := _resolved(Path(given)), uri := _root_uri(root, within)):
-            items.extend(_walk(root, uri, config))
-    return Sources(items, config, tags, stdin)
+            _claim(items, _Stdin())
+        else:
+            root = _resolved(Path(given))
+            uri = name_of(root, around)
+            found = list(_walk(root, uri, config))
+            if known is not None and (earlier := _earlier(known, root, uri, found, config)) is not None:
+                found = [replace(item, uri=renamed(item.uri, uri, earlier)) for item in found]
+                recognised.append((str(given), earlier))
+            for item in found:
+                items.setdefault(item.uri, item)
+    return Sources(items.values(), config, tags, stdin, recognised)
 
 
 def named(source: Source | Skipped, name: str | None, labels: tuple[str, ...]) -> Source | Skipped:
@@ -174,15 +189,18 @@ def named(source: Source | Skipped, name: str | None, labels: tuple[str, ...]) -
     return source if isinstance(source, Skipped) else replace(source, labels=labels)
 
 
-def _claim(names: set[str], uri: str) -> None:
-    if uri in names:
-        raise IngestError(f"{uri} is given twice; give each text a name of its own")
-    names.add(uri)
+def _claim(items: dict[str, Item], item: Source | _Stdin) -> None:
+    if item.uri in items:
+        raise IngestError(f"{item.uri} is given twice; give each text a name of its own")
+    items[item.uri] = item
 
 
 def _resolved(path: Path) -> Path:
+    """Where a folder really is, and where a file, or a link to one, really stands."""
     try:
-        return path.expanduser().resolve(strict=True)
+        path = path.expanduser()
+        real = path.resolve(strict=True)
+        return real if real.is_dir() else path.parent.resolve() / path.name
     except FileNotFoundError as error:
         raise IngestError(f"{path} does not exist; nothing was added") from error
     except (OSError, RuntimeError, ValueError) as error:
@@ -190,26 +208,17 @@ def _resolved(path: Path) -> Path:
         raise IngestError(f"{path} cannot be read ({reason}); nothing was added") from error
 
 
-def _root_uri(root: Path, within: Path | None) -> str:
-    """What an added path is called: 'file:' alone for the folder `within` itself."""
-    inside = within is not None and root.is_relative_to(within := within.resolve())
-    parts = root.relative_to(within).parts if inside and within is not None else (root.name,)
-    return "file:" + "/".join(map(_printable, parts))
+def _earlier(known: KnownFiles, root: Path, uri: str, found: Iterable[FoundFile | Skipped], config: SourceConfig) -> str | None:
+    def read(path: Path) -> bytes:
+        try:
+            return _read_regular(path, config.max_bytes)
+        except (OSError, _NotRegular):
+            return b""
+
+    return known.earlier_name(root, uri, [item for item in found if isinstance(item, FoundFile)], read)
 
 
-def _new_root(roots: dict[str, Path], root: Path, uri: str) -> bool:
-    """Whether a root was not given before. Two of the same name would be taken for versions of one source."""
-    known = roots.setdefault(uri, root)
-    if known is root:
-        return True
-    if known == root:
-        return False
-    raise IngestError(
-        f"{known} and {root} would both be called {uri}; add the folder that holds both, or each by itself from a renamed copy"
-    )
-
-
-def _walk(root: Path, uri: str, config: SourceConfig) -> Iterator[Item]:
+def _walk(root: Path, uri: str, config: SourceConfig) -> Iterator[FoundFile | Skipped]:
     """A file called `uri`, or the files below a folder of that name; what is passed over is reported once, at its top."""
     if not root.is_dir():
         yield _listed(root, uri)
@@ -223,16 +232,16 @@ def _walk(root: Path, uri: str, config: SourceConfig) -> Iterator[Item]:
         except OSError as error:
             yield Skipped(uri=uri, reason=_reason(error))
             continue
-        below: list[tuple[Path, str]] = []
+        folders: list[tuple[Path, str]] = []
         for entry in entries:
-            path, name = Path(entry.path), uri + "/" * (uri != "file:") + _printable(entry.name)
+            path, name = Path(entry.path), below(uri, entry.name)
             if reason := _passed_over(entry, config):
                 yield Skipped(uri=name, reason=reason)
             elif _is_folder(entry):
-                below.append((path, name))
+                folders.append((path, name))
             else:
                 yield _listed(path, name)
-        stack.extend(reversed(below))
+        stack.extend(reversed(folders))
 
 
 def _listed(path: Path, uri: str) -> FoundFile | Skipped:
@@ -283,11 +292,6 @@ def _reason(error: OSError) -> str:
     if isinstance(error, FileNotFoundError):
         return "gone, or a link to nothing"
     return (error.strerror or type(error).__name__).lower()
-
-
-def _printable(name: str) -> str:
-    """A file name as text: bytes that are not UTF-8 become escapes such as \\xff, since a URI is stored as UTF-8."""
-    return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 def _size(item: Item) -> int:

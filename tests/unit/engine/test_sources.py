@@ -21,24 +21,40 @@ def write(root: Path, files: dict[str, str | bytes]) -> Path:
 
 
 def read(*inputs: str | Path | Text, **options: object) -> dict[str, str]:
-    """URI → text, or the reason in brackets; in order."""
-    found = find_sources(inputs, **options)  # type: ignore[arg-type]
+    """URI → text, or the reason in brackets; in order. The memory lies beside the first path."""
+    first = next((Path(given).resolve() for given in inputs if not isinstance(given, Text) and given != "-"), None)
+    found = find_sources(inputs, around=first and first.parent, **options)  # type: ignore[arg-type]
     return {item.uri: item.text if isinstance(item, Source) else f"[{item.reason}]" for item in found}
 
 
 def test_what_lies_around_the_memory_is_named_by_its_place_however_it_is_given(tmp_path: Path) -> None:
-    for name in ("a/notes.md", "c/notes.md"):
-        (tmp_path / name).parent.mkdir()
-        (tmp_path / name).write_text(name)
+    write(tmp_path, {"a/notes.md": "a", "c/notes.md": "c"})
 
-    def uris(*inputs: Path, within: Path = tmp_path) -> list[str]:
-        return [item.uri for item in find_sources(inputs, within=within)]
+    def uris(*inputs: Path, around: Path = tmp_path) -> list[str]:
+        return [item.uri for item in find_sources(inputs, around=around)]
 
     both = ["file:a/notes.md", "file:c/notes.md"]
     assert uris(tmp_path / "a" / "notes.md", tmp_path / "c" / "notes.md") == both
-    assert uris(tmp_path) == uris(tmp_path / "a", tmp_path / "c") == both
-    # What lies elsewhere is named from its own folder on.
-    assert uris(tmp_path / "c" / "notes.md", within=tmp_path / "a") == ["file:notes.md"]
+    assert uris(tmp_path) == uris(tmp_path / "a", tmp_path / "c") == uris(tmp_path, tmp_path / "a", tmp_path) == both
+    # What lies elsewhere is named by its whole path.
+    whole = [f"file://{tmp_path}/{name}/notes.md" for name in "ac"]
+    assert [*uris(tmp_path / "a", around=tmp_path / "m"), *uris(tmp_path / "c" / "notes.md", around=tmp_path / "a")] == whole
+    assert uris(tmp_path, around=tmp_path / "m") == whole
+
+
+def test_links_do_not_give_a_file_two_names(tmp_path: Path) -> None:
+    write(tmp_path, {"real/deep/a.md": "a", "real/deep/b.md": "b"})
+    (tmp_path / "real" / "deep" / "link.md").symlink_to(tmp_path / "real" / "deep" / "a.md")
+    (tmp_path / "way").symlink_to(tmp_path / "real")
+    around = tmp_path / "way"
+    deep = {f"file:deep/{name}.md" for name in ("a", "b", "link")}
+    for root in ("way", "real", "way/deep", "real/deep"):
+        assert {item.uri for item in find_sources([tmp_path / root], around=around)} == deep
+    for name in ("a", "link"):
+        for root in ("way", "real"):
+            assert [i.uri for i in find_sources([tmp_path / root / "deep" / f"{name}.md"], around=around)] == [
+                f"file:deep/{name}.md"
+            ]
 
 
 def test_folders_are_read_in_sorted_order_and_named_from_the_root_on(tmp_path: Path) -> None:
@@ -52,6 +68,7 @@ def test_folders_are_read_in_sorted_order_and_named_from_the_root_on(tmp_path: P
     }
     assert list(read(root).items()) == list(expected.items())
     assert read(root / "a" / ".." / "a" / "z.txt") == {"file:z.txt": "z"}
+    assert find_sources([root / "a" / "z.txt"]).items[0].uri == f"file://{root}/a/z.txt"
 
 
 def test_the_working_folder_has_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -134,7 +151,7 @@ def test_links_to_folders_are_not_followed(tmp_path: Path) -> None:
 
 def test_files_that_vanish_or_lock_while_reading_are_skipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = write(tmp_path / "p", {"a": "a", "b": "b", "c/d": "d"})
-    found = find_sources([root])
+    found = find_sources([root], around=tmp_path)
     (root / "a").unlink()
     real = os.open
 
@@ -167,12 +184,10 @@ def test_file_names_that_are_not_text(tmp_path: Path) -> None:
     assert read(root) == {"file:p/bad\\xff": "x", "file:p/ok": "ok"}
 
 
-def test_roots_that_do_not_exist_or_clash_are_errors(tmp_path: Path) -> None:
-    root = write(tmp_path, {"a/README": "a", "b/README": "b"})
+def test_roots_that_do_not_exist_are_errors(tmp_path: Path) -> None:
+    root = write(tmp_path, {"a/README": "a"})
     with pytest.raises(IngestError, match=r"nowhere does not exist; nothing was added"):
         find_sources([root / "a", tmp_path / "nowhere"])
-    with pytest.raises(IngestError, match=r"file:README; add the folder"):
-        find_sources([root / "a" / "README", root / "b" / "README"])
     assert list(read(root / "a", root / "a")) == ["file:a/README"]
 
 
