@@ -121,6 +121,6 @@ class GistEntries:
             return {layer: layout.of_layer(entries, layer).flatten(1, 2).transpose(1, 2) for layer in layout.layers}
 
         turned = {layer: self._rotary.put_on(part, at) for layer, part in by_layer(keys).items()}
-        bias = torch.zeros(there.shape, dtype=base.dtype, device=base.device)
+        bias = torch.full(there.shape, -layout.reluctance, dtype=base.dtype, device=base.device)
         bias = bias.masked_fill(~there, torch.finfo(base.dtype).min)[:, None, None]
         return StoredMemory(layout=layout, keys=turned, values=by_layer(values), bias=bias)

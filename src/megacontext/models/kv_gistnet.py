@@ -14,7 +14,7 @@ V vocabulary, d width of the base, i inner width of the network.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
@@ -26,7 +26,7 @@ from megacontext.models.base_lm import BaseLM
 from megacontext.models.blocks import EncoderBlock, key_mask, rope_angles
 from megacontext.models.gistnet import CANONICAL_ROWS
 from megacontext.models.kv_memory import KeyValueLayout, capturing
-from megacontext.models.pretrained import PretrainedNet
+from megacontext.models.pretrained import LATER, PretrainedNet
 from megacontext.models.readouts import zero_linear
 
 WEIGHTS = (1.0, 0.7, 0.05)
@@ -49,7 +49,7 @@ class KeyValueGistNetConfig:
     """``heads`` (layer, key/value head) of the base that read gists, ``entries`` R for each in a vector, ``head_width`` c;
     ``width`` d and ``vocab_size`` V of the base. The network that adds to the lexical score has ``layers`` (0: there is
     none) of inner width ``hidden``. ``position_stride``: window positions that a vector takes; ``base_fingerprint`` of the base
-    it is trained for."""
+    it is trained for; ``reluctance`` in nats of what reads (``KeyValueLayout``)."""
 
     heads: tuple[tuple[int, int], ...]
     entries: int
@@ -62,6 +62,7 @@ class KeyValueGistNetConfig:
     attention_heads: int = 4
     position_stride: int = 1
     base_fingerprint: str = ""
+    reluctance: float = field(default=0.0, metadata=LATER)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "heads", self.layout.heads)
@@ -75,7 +76,9 @@ class KeyValueGistNetConfig:
     @property
     def layout(self) -> KeyValueLayout:
         """How the numbers of a vector are laid out."""
-        return KeyValueLayout(heads=self.heads, entries=self.entries, head_width=self.head_width)
+        return KeyValueLayout(
+            heads=self.heads, entries=self.entries, head_width=self.head_width, reluctance=self.reluctance
+        )
 
 
 class KeyValueGistNet(PretrainedNet):

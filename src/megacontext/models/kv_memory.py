@@ -37,16 +37,22 @@ ATTENTION = "megacontext_lookup"
 class KeyValueLayout:
     """What the numbers of a gist are: ``entries`` R keys and values in each of ``heads`` (layer, key/value head), each
     ``head_width`` c wide, then R scores by which the entries of many gists can be compared. An entry that is all zero is
-    none."""
+    none.
+
+    ``reluctance``: nats by which every entry's match is lowered against those of raw tokens. Gists of text that has nothing to
+    do with what is read then cost less, and gists that have carry a little less."""
 
     heads: tuple[tuple[int, int], ...]
     entries: int
     head_width: int
+    reluctance: float = 0.0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "heads", tuple(sorted((int(layer), int(head)) for layer, head in self.heads)))
         if not self.heads or len(set(self.heads)) != len(self.heads) or min(self.entries, self.head_width) < 1:
             raise ConfigError("a key/value gist needs heads to be read by, each named once, and at least one entry")
+        if not 0 <= self.reluctance < float("inf"):
+            raise ConfigError(f"reluctance must be a number of nats from 0 on, not {self.reluctance}")
 
     @property
     def width(self) -> int:

@@ -154,7 +154,7 @@ class LookupShape(Frozen):
     """Key/value gists (``models.kv_gistnet``) instead of vectors in the embedding space. ``heads`` (layer, key/value head)
     None: those of the base that look things up; ``entries`` None: as many as one raw token's keys and values pay for.
 
-    ``noise`` on the scores while a base learns to read them, in nats.
+    ``noise`` on the scores while a base learns to read them, in nats; ``reluctance`` of what reads them (``KeyValueLayout``).
     """
 
     heads: tuple[tuple[int, int], ...] | None = None
@@ -163,6 +163,7 @@ class LookupShape(Frozen):
     layers: int = 0
     hidden: int = 64
     attention_heads: int = 4
+    reluctance: float = Field(default=0.0, ge=0)
     noise: float = Field(default=1.0, ge=0)
 
 

@@ -108,6 +108,27 @@ def test_only_slots_behind_a_gist_see_it() -> None:
     assert float((read[0][1] - read[1][1]).abs().max()) > 1e-3
 
 
+def test_a_reluctant_reader_looks_at_gists_less() -> None:
+    base = tiny_base("llama")
+    mask = torch.ones(1, BLOCK, dtype=torch.bool)
+
+    def read(reluctance: float, *, gist: bool = True) -> torch.Tensor:
+        net = tiny_kv_gistnet(base, reluctance=reluctance)
+        slots = slots_with_gist(net.encode_blocks(base, torch.arange(32)[None], mask)[0], np.arange(40, 60))
+        places = np.arange(len(slots))[None]
+        if not gist:
+            slots, places = slots.take(np.flatnonzero(slots.token >= 0)), places[:, slots.token >= 0]
+        with torch.no_grad():
+            return SlotReader(base, net)([slots], places, last=4)
+
+    without, distances = read(0.0, gist=False), []
+    for reluctance in (0.0, 1.0, 3.0, 60.0):
+        distances.append(float((read(reluctance) - without).abs().max()))
+    assert distances == sorted(distances, reverse=True)
+    assert distances[0] > 2 * distances[2]
+    assert distances[3] < 1e-5
+
+
 def test_a_window_that_ends_with_a_gist_cannot_predict() -> None:
     base = tiny_base("llama")
     net = tiny_kv_gistnet(base)
@@ -139,6 +160,8 @@ def test_impossible_layouts_are_errors() -> None:
     for heads, entries in (((), 1), (((0, 0), (0, 0)), 1), (((0, 0),), 0)):
         with pytest.raises(ConfigError):
             KeyValueLayout(heads=heads, entries=entries, head_width=8)
+    with pytest.raises(ConfigError, match="reluctance"):
+        KeyValueLayout(heads=((0, 0),), entries=1, head_width=8, reluctance=-0.5)
 
 
 def test_numbers_go_where_they_came_from() -> None:
