@@ -4,11 +4,14 @@ transformers' sliding layers forget what left the window, so they cannot be cut 
 linear-attention layers cannot be cut back at all. Here every layer keeps everything and the mask
 does the sliding (working contexts are small), so that a crop is always exact. Caches made elsewhere
 are refused when they cannot be cropped.
+
+Shapes: B rows, h heads, T slots held, c head width.
 """
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +21,10 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 from megacontext.errors import InvalidInput, UnsupportedModel
+from megacontext.models.rotary import Rotary
+
+ROOM = 256
+"""Slots for which a layer makes room at a time."""
 
 
 @dataclass
@@ -35,14 +42,65 @@ class KeyValueCache:
         return int(self.states.get_seq_length())
 
 
+class RoomyLayer(DynamicLayer):  # type: ignore[misc]
+    """A growing layer that has room behind its slots: a token writes its own row, where transformers copies all others.
+
+    ``keys`` and ``values`` are views of the first T slots. Whatever replaces them (other rows, a larger batch) is noticed,
+    since they then no longer begin where the room does.
+    """
+
+    keeps_all_slots = True
+    _room: tuple[Tensor, Tensor] | None = None
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Append [B, h, new, c]; all keys and values [B, h, T + new, c]."""
+        if torch.is_grad_enabled() and (key_states.requires_grad or value_states.requires_grad):
+            grown: tuple[Tensor, Tensor] = super().update(key_states, value_states, *args, **kwargs)
+            return grown
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        held = int(self.get_seq_length())
+        total = held + key_states.shape[-2]
+        keys, values = self._with_room(held, total, key_states, value_states)
+        keys[:, :, held:total] = key_states
+        values[:, :, held:total] = value_states
+        self.keys, self.values = keys[:, :, :total], values[:, :, :total]
+        return self.keys, self.values
+
+    def share(self) -> None:
+        """Somebody else holds these keys and values too: what comes next is written elsewhere."""
+        self._room = None
+
+    def reset(self) -> None:
+        """Forget everything, the room too."""
+        self._room = None
+        super().reset()
+
+    def _with_room(self, held: int, total: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Buffers [B, h, at least total, c] that hold what is held."""
+        room = self._room
+        if room is not None and room[0].shape[2] >= total and (not held or self.keys.data_ptr() == room[0].data_ptr()):
+            return room
+        made = []
+        for old, new in ((self.keys, keys), (self.values, values)):
+            buffer = new.new_empty(new.shape[0], new.shape[1], (total // ROOM + 1) * ROOM, new.shape[3])
+            if held:
+                buffer[:, :, :held] = old
+            made.append(buffer)
+        self._room = (made[0], made[1])
+        return self._room
+
+
 def new_cache() -> KeyValueCache:
     """An empty cache; layers appear as the base writes them, each keeping all its slots."""
-    return KeyValueCache(states=DynamicCache())
+    states = DynamicCache()
+    states.layer_class_to_replicate = RoomyLayer
+    return KeyValueCache(states=states)
 
 
 def is_croppable(cache: KeyValueCache) -> bool:
     """Whether ``crop`` is exact: every layer is a plain growing one. An empty cache is."""
-    return all(type(layer) is DynamicLayer for layer in cache.states.layers)
+    return all(type(layer) is DynamicLayer or getattr(layer, "keeps_all_slots", False) for layer in cache.states.layers)
 
 
 def crop(cache: KeyValueCache, keep: int) -> KeyValueCache:
@@ -75,9 +133,45 @@ def truncate(cache: KeyValueCache, keep: int) -> None:
         cache.valid = cache.valid[:, :keep] if keep else None
 
 
+def choose(cache: KeyValueCache, rows: Sequence[int] | Tensor) -> None:
+    """Keep only ``rows`` int64 [k] of the slots held, in this order, in place. UnsupportedModel as ``crop``."""
+    crop(cache, cache.length)
+    at = torch.as_tensor(rows, dtype=torch.int64)
+    place = torch.arange(len(at))
+    # What stays where it is is not copied.
+    stays = int((at != place).int().argmax()) if bool((at != place).any()) else len(at)
+    for layer in cache.states.layers:
+        moved = at[stays:].to(layer.keys.device)
+        for name in ("keys", "values"):
+            part = getattr(layer, name)
+            setattr(
+                layer, name, torch.cat([part[:, :, :stays], part[:, :, moved]], dim=2) if len(moved) else part[:, :, :stays]
+            )
+    if cache.valid is not None:
+        cache.valid = cache.valid[:, at.to(cache.valid.device)]
+
+
+def move(cache: KeyValueCache, by: Tensor, rotary: Rotary, turned: Sequence[bool]) -> None:
+    """Put the keys at other positions, ``by`` int64 [T] further, in place; ``turned`` says which layers have positions.
+
+    What a key and a value have seen stays as it was.
+    """
+    if not bool(by.any()):
+        return
+    first = int((by != 0).int().argmax())
+    for layer, turns in zip(cache.states.layers, turned, strict=True):
+        if turns:
+            with torch.no_grad():
+                later = rotary.shift(layer.keys[:, :, first:], by[None, first:])
+                layer.keys = torch.cat([layer.keys[:, :, :first], later.to(layer.keys.dtype)], dim=2)
+
+
 def fork(cache: KeyValueCache) -> KeyValueCache:
     """An independent cache with the same content. Shares tensors: writing makes new ones, so this
     costs microseconds."""
+    for layer in cache.states.layers:
+        if isinstance(layer, RoomyLayer):
+            layer.share()
     states = copy.copy(cache.states)
     states.layers = [copy.copy(layer) for layer in cache.states.layers]
     return KeyValueCache(states=states, valid=cache.valid)

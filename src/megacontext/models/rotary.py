@@ -43,7 +43,18 @@ class Rotary:
         """Keys [B, h, m, c] that stand at ``positions`` int64 [B or 1, m], without them."""
         return self._turn(keys, positions, forwards=False)
 
-    def _turn(self, keys: Tensor, positions: Tensor, *, forwards: bool) -> Tensor:
+    def shift(self, keys: Tensor, by: Tensor) -> Tensor:
+        """Keys [B, h, m, c] that stand somewhere, ``by`` int64 [B or 1, m] positions further (or back)."""
+        # A turn is linear in its angle: there is nothing to take off first.
+        stretch = float(getattr(self._angles, "attention_scaling", 1.0))
+        return self._turn(keys, by, forwards=True, stretch=stretch)
+
+    @property
+    def turns(self) -> bool:
+        """Whether keys have positions of this kind at all."""
+        return self._angles is not None
+
+    def _turn(self, keys: Tensor, positions: Tensor, *, forwards: bool, stretch: float = 1.0) -> Tensor:
         if self._angles is None or self._apply is None:
             return keys
         cos, sin = self._angles(keys, positions.to(keys.device))
@@ -51,6 +62,8 @@ class Rotary:
         if not forwards:
             # Some variants (YaRN) also stretch: turning back has to undo that.
             stretch = float(getattr(self._angles, "attention_scaling", 1.0)) ** 2
-            cos, sin = cos / stretch, -sin / stretch
+            sin = -sin
+        if stretch != 1.0:
+            cos, sin = cos / stretch, sin / stretch
         turned, _ = self._apply(keys[..., :size], keys[..., :size], cos, sin)
         return torch.cat([turned, keys[..., size:]], dim=-1)
