@@ -19,15 +19,11 @@ from megacontext.core.node import BLOCK
 from megacontext.errors import ConfigError, InvalidInput
 from megacontext.models.base_lm import BaseLM
 from megacontext.models.blocks import EncoderBlock, key_mask, rope_angles
+from megacontext.models.canonical import WIDE, CanonicalBatches, padded, random_mask
 from megacontext.models.kv_memory import KeyValueLayout
 from megacontext.models.pretrained import LATER, PretrainedNet
 from megacontext.models.readouts import READOUTS
 
-# Matrix products depend on the batch's shape in the last bit, so gists that are stored are always
-# made in batches of this many blocks, padded: then it does not matter how the blocks were grouped.
-# Four: within 20 % of the throughput of large batches (2 CPU cores, widths 128 to 384), while a
-# single block, as decoding appends it, costs a third of a batch of 16.
-CANONICAL_ROWS = 4
 EPS = 1e-12
 
 
@@ -128,6 +124,7 @@ class GistNet(Embedded, PretrainedNet):
         self.blocks = nn.ModuleList(EncoderBlock(inner, config.heads, config.mlp_ratio) for _ in range(config.layers))
         self.norm = nn.RMSNorm(inner, eps=1e-6)
         self.readout = READOUTS[config.readout](config.width, inner, config.heads, config.vectors)
+        self._batches = CanonicalBatches()
 
     @property
     def vectors(self) -> int:
@@ -162,22 +159,23 @@ class GistNet(Embedded, PretrainedNet):
         check_children(children, mask, level, self.config.width)
         was_training = self.training
         self.eval()
-        out = torch.empty(len(children), self.vectors, self.config.width, dtype=torch.float16)
-        levels = torch.full((CANONICAL_ROWS,), level, dtype=torch.int64, device=self.device)
-        for start in range(0, len(children), CANONICAL_ROWS):
-            rows = slice(start, min(start + CANONICAL_ROWS, len(children)))
-            batch, live = self._canonical_batch(children[rows], mask[rows])
-            out[rows] = self.encode(batch, live, levels)[: rows.stop - start].to("cpu", torch.float16)
+        slots, width = children.shape[1], self.config.width
+        out = torch.empty(len(children), self.vectors, width, dtype=torch.float16)
+
+        def compute(inputs: Tensor, live: Tensor) -> Tensor:
+            levels = torch.full((len(inputs),), level, dtype=torch.int64, device=self.device)
+            return self.encode(inputs.to(self.device, self.dtype), live.to(self.device), levels)
+
+        def sample(generator: torch.Generator) -> tuple[Tensor, Tensor]:
+            numbers = torch.randn(WIDE, slots, width, generator=generator) * self.config.output_rms
+            return numbers, random_mask(WIDE, slots, generator)
+
+        there = torch.empty(0, dtype=torch.bool, device=self.device)
+        for rows, size in self._batches.slices(len(children), compute, sample, slots, self.dtype, self.device):
+            batch = padded(children[rows], size, self.level.weight), padded(mask[rows], size, there)
+            out[rows] = compute(*batch)[: rows.stop - rows.start].to("cpu", torch.float16)
         self.train(was_training)
         return out
-
-    def _canonical_batch(self, children: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        rows, slots, width = children.shape
-        batch = torch.zeros(CANONICAL_ROWS, slots, width, dtype=self.dtype, device=self.device)
-        live = torch.zeros(CANONICAL_ROWS, slots, dtype=torch.bool, device=self.device)
-        batch[:rows] = children.to(batch)
-        live[:rows] = mask.to(live.device)
-        return batch, live
 
     def _states(self, children: Tensor, mask: Tensor, level: Tensor) -> Tensor:
         """Block states [B, P + S, h]."""

@@ -24,7 +24,7 @@ from megacontext.core.node import BLOCK
 from megacontext.errors import ConfigError, InvalidInput, ModelMismatch
 from megacontext.models.base_lm import BaseLM
 from megacontext.models.blocks import EncoderBlock, key_mask, rope_angles
-from megacontext.models.gistnet import CANONICAL_ROWS
+from megacontext.models.canonical import WIDE, CanonicalBatches, padded, random_mask
 from megacontext.models.kv_memory import KeyValueLayout, capturing
 from megacontext.models.pretrained import LATER, PretrainedNet
 from megacontext.models.readouts import zero_linear
@@ -101,6 +101,7 @@ class KeyValueGistNet(PretrainedNet):
             self.blocks = nn.ModuleList(EncoderBlock(inner, config.attention_heads, 4.0) for _ in range(config.layers))
             self.norm = nn.RMSNorm(inner, eps=1e-6)
             self.head = zero_linear(inner, 1)
+        self._batches = CanonicalBatches()
 
     @property
     def vectors(self) -> int:
@@ -166,17 +167,23 @@ class KeyValueGistNet(PretrainedNet):
         return out
 
     def _canonical(self, base: BaseLM, ids: Tensor, mask: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
-        """Ids and mask in batches of one shape, padded, and which rows they are; in eval mode meanwhile."""
+        """Ids and mask in batches of canonical shapes, padded, and which rows they are; in eval mode meanwhile."""
         self._check_base(base)
         was_training = self.training
         self.eval()
-        for start in range(0, len(ids), CANONICAL_ROWS):
-            rows = slice(start, min(start + CANONICAL_ROWS, len(ids)))
-            batch = torch.zeros(CANONICAL_ROWS, BLOCK, dtype=torch.int64, device=self.device)
-            live = torch.zeros(CANONICAL_ROWS, BLOCK, dtype=torch.bool, device=self.device)
-            count = rows.stop - start
-            batch[:count], live[:count] = ids[rows].to(batch), mask[rows].to(live.device)
-            yield rows, batch, live
+
+        def compute(inputs: Tensor, live: Tensor) -> Tensor:
+            inputs, live = inputs.to(self.device), live.to(self.device)
+            keys, values, embeds = self._computed(base, inputs, live)
+            return torch.cat([keys.flatten(1), values.flatten(1), self.scores(embeds, inputs, live)], dim=1)
+
+        def sample(generator: torch.Generator) -> tuple[Tensor, Tensor]:
+            numbers = torch.randint(0, self.config.vocab_size, (WIDE, BLOCK), generator=generator)
+            return numbers, random_mask(WIDE, BLOCK, generator)
+
+        like = torch.empty(0, dtype=torch.int64, device=self.device)
+        for rows, size in self._batches.slices(len(ids), compute, sample, base.fingerprint, base.dtype, self.device):
+            yield rows, padded(ids[rows], size, like), padded(mask[rows], size, like.bool())
         self.train(was_training)
 
     def encode_together(self, base: BaseLM, ids: Tensor, mask: Tensor) -> Tensor:

@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from megacontext.errors import ConfigError, CorruptCheckpoint, InvalidInput, ModelMismatch, ModelNotFound
+from megacontext.models.canonical import ROWS as CANONICAL_ROWS
 from megacontext.models.gist_baselines import MeanPoolGist, RandomGist
-from megacontext.models.gistnet import CANONICAL_ROWS, GistEncoder, GistNet, GistNetConfig
+from megacontext.models.gistnet import GistEncoder, GistNet, GistNetConfig
 from megacontext.models.place_readout import PLACE_SUM
 from megacontext.models.readouts import READOUTS
 
