@@ -99,6 +99,10 @@ class WindowCache:
         """Forget everything; from now on caches come from ``make`` (None: the base)."""
         self._held, self._cache, self._make = None, None, make or self._base.new_cache
 
+    def passes(self, slots: Slots) -> npt.NDArray[np.bool_]:
+        """Which slots go through the base at all: bool [n]. Key/value gists do not."""
+        return self._reader.passes(slots)
+
     def plan(self, slots: Slots, *, exact: bool = False) -> Pass:
         """Cut the cache back to what is kept for ``slots``; what is left to forward. Computes nothing but new places of keys.
 
