@@ -59,21 +59,53 @@ class Slots:
             vectors=self.vectors[gist_number[rows][self.token[rows] < 0]],
         )
 
-    def then(self, tokens: IntArray, start: int, entry: int) -> Slots:
-        """These slots and raw ``tokens`` int64 [k] from token position ``start`` on."""
+    def grown(self, tokens: IntArray, before: WorkingContext) -> Slots:
+        """These slots of the window ``before``, its open block's too, and raw ``tokens`` int64 [k] that followed; each block
+        that they complete is one more entry."""
+        timeline = before.timeline
+        entries = len(before) + (timeline.open_tokens + np.arange(len(tokens))) // BLOCK
+        return self.then(tokens, timeline.tokens, entries)
+
+    def then(self, tokens: IntArray, start: int, entry: int | IntArray) -> Slots:
+        """These slots and raw ``tokens`` int64 [k] from token position ``start`` on, of the window's ``entry`` (or entries)."""
         places = start + np.arange(len(tokens))
         return Slots(
             token=np.concatenate([self.token, tokens]),
             start=np.concatenate([self.start, places]),
             stop=np.concatenate([self.stop, places + 1]),
-            entry=np.concatenate([self.entry, np.full(len(tokens), entry)]),
+            entry=np.concatenate([self.entry, np.broadcast_to(entry, len(tokens))]),
             vectors=self.vectors,
         )
 
 
 def slots_of(window: WorkingContext, reader: BlockReader, open_ids: IntArray, *, gists: bool) -> Slots:
     """The slots of ``window`` and of the unfinished block's ``open_ids`` int64 [k]."""
-    raw = np.flatnonzero(window.lod == 0)
+    slots = _gathered(window, np.arange(len(window)), reader, gists=gists)
+    return slots.then(open_ids, window.timeline.blocks * BLOCK, len(window))
+
+
+def slots_after(
+    before: WorkingContext, held: Slots, window: WorkingContext, reader: BlockReader, open_ids: IntArray, *, gists: bool
+) -> Slots:
+    """``slots_of(window, …)``, where ``held`` are those of a window ``before`` it: only entries that are new are gathered."""
+    at = np.searchsorted(before.first_blocks, window.first_blocks)
+    old = np.minimum(at, max(len(before) - 1, 0))
+    same = (at < len(before)) & (before.index[old] == window.index) & (before.lod[old] == window.lod)
+    place = np.full(len(before) + 1, -1)
+    place[old[same]] = np.flatnonzero(same)
+    held = held.take(np.flatnonzero(place[held.entry] >= 0))
+    new = _gathered(window, np.flatnonzero(~same), reader, gists=gists)
+    entry = place[held.entry]
+    slots = _ordered(
+        [held.token, new.token], [held.start, new.start], [held.stop, new.stop], [entry, new.entry], [held.vectors, new.vectors]
+    )
+    return slots.then(open_ids, window.timeline.blocks * BLOCK, len(window))
+
+
+def _gathered(window: WorkingContext, entries: IntArray, reader: BlockReader, *, gists: bool) -> Slots:
+    """The slots of the ``entries`` int64 [k] of a window."""
+    lods = window.lod[entries]
+    raw = entries[lods == 0]
     blocks = window.index[raw]
     ids, fill = reader.tokens_at(blocks).astype(np.int64), reader.fill_at(blocks)
     real = np.arange(BLOCK) < fill[:, None]
@@ -82,8 +114,8 @@ def slots_of(window: WorkingContext, reader: BlockReader, open_ids: IntArray, *,
     stop = [start[0] + 1]
     entry = [np.repeat(raw, fill)]
     vectors: list[npt.NDArray[np.float16]] = []
-    for lod in np.unique(window.lod[window.lod > 0]).tolist() if gists else []:
-        at = np.flatnonzero(window.lod == lod)
+    for lod in np.unique(lods[lods > 0]).tolist() if gists else []:
+        at = entries[lods == lod]
         found = reader.gists_at(lod, window.index[at])
         count = found.shape[1]
         edges = window.starts[at][:, None] + (np.arange(count + 1) * (window.stops - window.starts)[at][:, None]) // count
@@ -92,19 +124,29 @@ def slots_of(window: WorkingContext, reader: BlockReader, open_ids: IntArray, *,
         stop.append(edges[:, 1:].ravel())
         entry.append(np.repeat(at, count))
         vectors.append(found.reshape(-1, found.shape[2]))
-    columns = [np.concatenate(column) for column in (token, start, stop, entry)]
-    order = np.argsort(columns[1], kind="stable")
-    width = vectors[0].shape[1] if vectors else 0
-    pool = np.concatenate(vectors) if vectors else np.zeros((0, width), dtype=np.float16)
-    slots = Slots(
-        token=columns[0][order],
-        start=columns[1][order],
-        stop=columns[2][order],
-        entry=columns[3][order],
-        # Slot number s of the unsorted gists is row s - raw tokens of the pool.
-        vectors=pool[order[order >= len(token[0])] - len(token[0])],
+    return _ordered(token, start, stop, entry, vectors)
+
+
+def _ordered(
+    token: list[IntArray],
+    start: list[IntArray],
+    stop: list[IntArray],
+    entry: list[IntArray],
+    vectors: list[npt.NDArray[np.float16]],
+) -> Slots:
+    """Stretches of slots as one, in order of the timeline; ``vectors`` are those of the gists among them, in their order."""
+    tokens, starts = np.concatenate(token), np.concatenate(start)
+    order = np.argsort(starts, kind="stable")
+    shown = [part for part in vectors if len(part)]
+    pool = np.concatenate(shown) if shown else np.zeros((0, 0), dtype=np.float16)
+    number = np.cumsum(tokens < 0) - 1
+    return Slots(
+        token=tokens[order],
+        start=starts[order],
+        stop=np.concatenate(stop)[order],
+        entry=np.concatenate(entry)[order],
+        vectors=pool[number[order][tokens[order] < 0]],
     )
-    return slots.then(open_ids, window.timeline.blocks * BLOCK, len(window))
 
 
 def embed_slots(slots: Slots, base: BaseLM, rows: IntArray | None = None) -> Tensor:

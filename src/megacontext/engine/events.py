@@ -170,3 +170,21 @@ class Refocused(Event):
 
     step: int
     result: Refocus
+
+
+@dataclass(frozen=True, kw_only=True)
+class WindowRead(Event):
+    """More than one slot went through the base: after a prompt, or a refocus that edited the window.
+
+    Of ``slots`` in the window, everything from the ``first`` on was dirty; ``forwarded`` were computed (the token decoded last
+    is one of them) and ``reused`` kept, by the option named ``reuse``. ``unsupported``: why the option that was asked for
+    cannot be had with this base. ``seconds`` of the pass; 0 where somebody else made it.
+    """
+
+    slots: int
+    first: int
+    forwarded: int
+    reused: int
+    seconds: float
+    reuse: str
+    unsupported: str | None = None

@@ -6,8 +6,9 @@ memory without contention. What is prompted and decoded is appended to one growi
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import Self
 
@@ -22,20 +23,29 @@ from megacontext.core import (
     advance_within_budget,
     strip,
 )
-from megacontext.engine.assemble import IntArray, Slots, slots_of
+from megacontext.engine.assemble import IntArray, Slots, slots_after, slots_of
 from megacontext.engine.bundle import Bundle
 from megacontext.engine.conversation import append_tokens
-from megacontext.engine.events import Listener, MadeRoom, Refocused, TokenDecoded, nobody
+from megacontext.engine.events import (
+    Listener,
+    MadeRoom,
+    Refocused,
+    TokenDecoded,
+    TokensAppended,
+    WindowRead,
+    nobody,
+)
 from megacontext.engine.explain import EntryExplanation, explain_entries
 from megacontext.engine.focus import FOCUS_DEFAULTS, Refocus, refocus
 from megacontext.engine.gist_builder import GistBuilder
 from megacontext.engine.kept import kept_tokens
-from megacontext.engine.kv_cache import CacheStats, Pass, WindowCache
-from megacontext.engine.policies import FocusPolicy, FocusView, Search, no_search
+from megacontext.engine.kv_cache import CacheStats, MakeCache, Pass, WindowCache
+from megacontext.engine.policies import FocusPolicy, FocusView, Searching, no_searches
 from megacontext.engine.reader import real_tokens
+from megacontext.engine.reuse import EXACT, Reuse
 from megacontext.engine.sampling import SamplingConfig
 from megacontext.engine.turn import Turn
-from megacontext.errors import BudgetError, ConfigError
+from megacontext.errors import BudgetError, ConfigError, InvalidInput
 from megacontext.models.kv_memory import StoredMemory
 from megacontext.models.positions import PositionStrategy, window_ranks
 from megacontext.storage import BranchWriter, Snapshot
@@ -47,12 +57,14 @@ KEPT = 8
 
 @dataclass(frozen=True, kw_only=True)
 class SessionConfig:
-    """``budget`` W_max and ``recent`` (raw tail) in tokens; ``refocus_every`` decoded tokens."""
+    """``budget`` W_max and ``recent`` (raw tail) in tokens; ``refocus_every`` decoded tokens; ``reuse``: what of the key/value
+    cache is kept when decoding refocuses (a turn begins with an exact one)."""
 
     budget: int = 1024
     recent: int = 128
     refocus_every: int = 16
     allocator: AllocatorConfig = FOCUS_DEFAULTS
+    reuse: Reuse = EXACT
 
     def __post_init__(self) -> None:
         if self.refocus_every < 1:
@@ -62,6 +74,24 @@ class SessionConfig:
                 f"a budget of {self.budget} is too small for a raw tail of {self.recent} tokens and the "
                 f"{self.allocator.reserve} that are decoded next: raise the budget or lower recent"
             )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Now:
+    """All that a session knows at one moment. Replaced as a whole, so that an interruption leaves what was or what is.
+
+    ``open_ids`` int64 [k]: the unfinished block; ``assembled``: the last window whose slots were made, and those; ``anew``: the
+    next pass reads what a fresh cache would.
+    """
+
+    snapshot: Snapshot
+    open_ids: IntArray
+    window: WorkingContext
+    history: EditHistory = field(default_factory=EditHistory)
+    since_refocus: int = 0
+    last_refocus: Refocus | None = None
+    assembled: tuple[WorkingContext, Slots] | None = None
+    anew: bool = False
 
 
 class Session:
@@ -76,7 +106,7 @@ class Session:
         *,
         source: str,
         strategy: PositionStrategy | None = None,
-        search: Search | None = None,
+        searching: Searching | None = None,
         listener: Listener = nobody,
     ) -> None:
         if config.budget > bundle.base.context_length:
@@ -85,18 +115,15 @@ class Session:
                 f"{bundle.base.context_length} positions: lower the budget"
             )
         self.config, self.policy, self.bundle = config, policy, bundle
-        self._writer, self._listener, self._search = writer, listener, search or no_search
+        self._writer, self._listener, self._searching = writer, listener, searching or no_searches
         self._builder = GistBuilder(bundle.base, bundle.gists) if bundle.gists is not None else None
-        self._cache = WindowCache(bundle.base, bundle.gists, strategy or window_ranks(bundle.gists))
+        self.strategy: PositionStrategy = strategy or window_ranks(bundle.gists)
+        self._cache = WindowCache(bundle.base, bundle.gists, self.strategy, reuse=config.reuse)
+        self.closed = False
         writer.begin_document(source=source, media_type="text/x-megacontext-session", open=True)
-        self._snapshot: Snapshot = writer.snapshot()
-        self._open: IntArray = writer.open_ids.astype(np.int64)
-        vectors = bundle.gists.vectors if bundle.gists is not None else 1
-        self.window = WorkingContext.coarsest(self._snapshot.timeline(), config.budget, config.recent, vectors)
-        self._history = EditHistory()
-        self._slots: Slots | None = None
-        self._since_refocus = 0
-        self.last_refocus: Refocus | None = None
+        snapshot, vectors = writer.snapshot(), bundle.gists.vectors if bundle.gists is not None else 1
+        window = WorkingContext.coarsest(snapshot.timeline(), config.budget, config.recent, vectors)
+        self._now = _Now(snapshot=snapshot, open_ids=writer.open_ids.astype(np.int64), window=window)
 
     # -- reading --------------------------------------------------------------------------------
 
@@ -106,6 +133,16 @@ class Session:
         return self._writer.branch
 
     @property
+    def window(self) -> WorkingContext:
+        """What the base reads now."""
+        return self._now.window
+
+    @property
+    def last_refocus(self) -> Refocus | None:
+        """What the last refocus saw, decided and left."""
+        return self._now.last_refocus
+
+    @property
     def cache_stats(self) -> CacheStats:
         """How much the key/value cache spared so far."""
         return self._cache.stats
@@ -113,7 +150,7 @@ class Session:
     @property
     def snapshot(self) -> Snapshot:
         """The memory as this session sees it, up to its last complete block."""
-        return self._snapshot
+        return self._now.snapshot
 
     def strip(self, width: int = 80) -> str:
         """The working context as a level-of-detail strip for terminals."""
@@ -123,8 +160,8 @@ class Session:
         """Every entry of the window: span, source, score, why, and what its gist keeps where that can be told."""
         columns = (self.window.lod.tolist(), self.window.index.tolist())
         nodes = [(lod, index) for lod, index in zip(*columns, strict=True) if lod]
-        kept = kept_tokens(self._snapshot, self.bundle, nodes, self._word, KEPT)
-        return explain_entries(self.window, self._snapshot, self.last_refocus, dict(zip(nodes, kept, strict=True)))
+        kept = kept_tokens(self.snapshot, self.bundle, nodes, self._word, KEPT)
+        return explain_entries(self.window, self.snapshot, self.last_refocus, dict(zip(nodes, kept, strict=True)))
 
     def logits(self) -> torch.Tensor:
         """Logits float32 [V] of the token that comes next, given the window."""
@@ -133,23 +170,37 @@ class Session:
     @property
     def due_refocus(self) -> bool:
         """Whether as many tokens were decoded since the last refocus as the configuration says."""
-        return self._since_refocus >= self.config.refocus_every
+        return self._now.since_refocus >= self.config.refocus_every
+
+    def slots(self) -> Slots:
+        """The window as the base reads it. Only entries that are new since the last time are gathered."""
+        now = self._now
+        if now.assembled is not None and now.assembled[0] is now.window:
+            return now.assembled[1]
+        gists = self._builder is not None
+        if now.assembled is None or not len(now.assembled[0]):
+            slots = slots_of(now.window, now.snapshot, now.open_ids, gists=gists)
+        else:
+            slots = slots_after(*now.assembled, now.window, now.snapshot, now.open_ids, gists=gists)
+        self._now = replace(now, assembled=(now.window, slots))
+        return slots
 
     def query(self) -> IntArray:
         """The newest real tokens, int64 [≤ 128], oldest first."""
-        near = real_tokens(self._snapshot, self._snapshot.timeline().newest(QUERY_TOKENS // BLOCK + 1))
-        return np.concatenate([near, self._open])[-QUERY_TOKENS:]
+        now = self._now
+        near = real_tokens(now.snapshot, now.window.timeline.newest(QUERY_TOKENS // BLOCK + 1))
+        return np.concatenate([near, now.open_ids])[-QUERY_TOKENS:]
 
     def view(self) -> FocusView:
         """All that a policy may look at now."""
-        documents = len(self._snapshot.documents)
+        documents = len(self.snapshot.documents)
         return FocusView(
             window=self.window,
-            reader=self._snapshot,
+            reader=self.snapshot,
             query=self.query(),
             document=documents - 1,
-            step=self._history.step,
-            search=self._search,
+            step=self._now.history.step,
+            searches=self._searching(self.snapshot),
         )
 
     # -- writing --------------------------------------------------------------------------------
@@ -162,30 +213,28 @@ class Session:
 
     def append_tokens(self, ids: IntArray) -> None:
         """Add token ids int64 [k] to the conversation; the window follows within its budget."""
+        self._follow()
         if not len(ids):
             return
-        whole = append_tokens(self._writer, self._builder, ids.astype(np.uint32), self._snapshot.timeline())
-        self._open = self._writer.open_ids.astype(np.int64)
-        if whole:
-            self._writer.sync()
-            self._snapshot = self._writer.snapshot()
-        timeline = self.window.timeline.extend(self._snapshot.blocks, len(self._open))
-        self.window, edits = advance_within_budget(self.window, timeline)
-        if self._slots is not None and not edits:
-            place = timeline.tokens - len(ids)
-            self._slots = self._slots.then(ids, place, len(self.window))
-        else:
-            self._slots = None
-        if edits:
-            self._listener(MadeRoom(edits=edits))
+        append_tokens(self._writer, self._builder, ids.astype(np.uint32), self.snapshot.timeline())
+        self._follow()
 
     def refocus(self, *, unlimited: bool = False, policy: FocusPolicy | None = None) -> Refocus:
-        """Let the policy (None: the session's own) look at the window and the allocator edit it."""
-        result = refocus(self.view(), policy or self.policy, self.config.allocator, self._history, unlimited=unlimited)
-        if result.plan.edits:
-            self._slots = None
-        self.window, self._history, self.last_refocus = result.after, result.history, result
-        self._since_refocus = 0
+        """Let the policy (None: the session's own) look at the window and the allocator edit it.
+
+        ``unlimited`` lifts the limit on edits, and has the next pass read exactly what a fresh cache would.
+        """
+        self._follow()
+        now = self._now
+        result = refocus(self.view(), policy or self.policy, self.config.allocator, now.history, unlimited=unlimited)
+        self._now = replace(
+            now,
+            window=result.after,
+            history=result.history,
+            last_refocus=result,
+            since_refocus=0,
+            anew=now.anew or unlimited,
+        )
         self._listener(Refocused(step=result.history.step, result=result))
         return result
 
@@ -230,15 +279,24 @@ class Session:
 
     def next_input(self) -> Pass:
         """What has to go through the base before the next token can be predicted; computes nothing."""
-        return self._cache.plan(self._materialise())
+        self._follow()
+        return self._cache.plan(self.slots(), exact=self._now.anew)
 
     def run(self, step: Pass) -> torch.Tensor:
         """Logits float32 [V] of what follows ``step``, the last ``next_input``, computed alone and settled."""
-        return self._cache.run(step)
+        started = time.perf_counter()
+        logits = self._cache.run(step)
+        self._read(step, time.perf_counter() - started)
+        return logits
 
     def settle(self, step: Pass) -> None:
         """Note that somebody else forwarded ``step``, the last ``next_input``, and extended its cache."""
         self._cache.settle(step)
+        self._read(step, 0.0)
+
+    def house(self, make: MakeCache | None) -> None:
+        """Forget keys and values; from now on empty caches come from ``make`` (None: the base's own)."""
+        self._cache.house(make)
 
     def memory(self, step: Pass) -> StoredMemory | None:
         """What lookup heads read beside the slots of ``step``; None where gists are slots like tokens, or there are none."""
@@ -247,7 +305,7 @@ class Session:
     def accept(self, token: int) -> None:
         """Append a decoded token."""
         self.append_tokens(np.array([token], dtype=np.int64))
-        self._since_refocus += 1
+        self._now = replace(self._now, since_refocus=self._now.since_refocus + 1)
         self._listener(TokenDecoded(token=token, tokens=self.window.timeline.tokens, cost=self.window.cost))
 
     def sync(self) -> None:
@@ -259,8 +317,11 @@ class Session:
         return self._writer.commit(message=message, author=author)
 
     def close(self) -> None:
-        """Acknowledge what was written and let the branch go."""
-        self._writer.close()
+        """Acknowledge what was written and let the branch go. Once is enough; what is asked afterwards is an InvalidInput."""
+        if not self.closed:
+            self.closed = True
+            self._cache.house(None)
+            self._writer.close()
 
     def __enter__(self) -> Self:
         return self
@@ -270,10 +331,47 @@ class Session:
 
     # -- parts ----------------------------------------------------------------------------------
 
-    def _materialise(self) -> Slots:
-        if self._slots is None:
-            self._slots = slots_of(self.window, self._snapshot, self._open, gists=self._builder is not None)
-        return self._slots
+    def _follow(self) -> None:
+        """Bring the window up to what is written: an append that was interrupted half-way is made up for here."""
+        if self.closed:
+            raise InvalidInput(f"the session on {self.branch} is closed: open another one with Memory.session")
+        now, writer = self._now, self._writer
+        open_ids = writer.open_ids.astype(np.int64)
+        before = now.window.timeline
+        if writer.blocks == before.blocks and len(open_ids) == before.open_tokens:
+            return
+        snapshot = now.snapshot
+        if writer.blocks != before.blocks:
+            writer.sync()
+            snapshot = writer.snapshot()
+        timeline = before.extend(snapshot.blocks, len(open_ids))
+        window, edits = advance_within_budget(now.window, timeline)
+        whole = snapshot.tokens_at(np.arange(before.blocks, snapshot.blocks)).ravel().astype(np.int64)
+        new = np.concatenate([whole, open_ids])[before.open_tokens :]
+        assembled = None
+        if now.assembled is not None and now.assembled[0] is now.window and not edits:
+            assembled = (window, now.assembled[1].grown(new, now.window))
+        self._now = replace(now, snapshot=snapshot, open_ids=open_ids, window=window, assembled=assembled or now.assembled)
+        self._listener(TokensAppended(ids=new, tokens=timeline.tokens))
+        if edits:
+            self._listener(MadeRoom(edits=edits))
+
+    def _read(self, step: Pass, seconds: float) -> None:
+        if self._now.anew:
+            self._now = replace(self._now, anew=False)
+        if len(step) > 1:
+            cache = self._cache
+            self._listener(
+                WindowRead(
+                    slots=len(step.slots),
+                    first=step.first,
+                    forwarded=len(step),
+                    reused=step.kept,
+                    seconds=seconds,
+                    reuse=cache.reuse.name,
+                    unsupported=cache.unsupported,
+                )
+            )
 
     def _word(self, ids: list[int]) -> str:
         text: str = self.bundle.tokenizer.decode(ids, skip_special_tokens=False)

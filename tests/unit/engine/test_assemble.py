@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from megacontext.core import Expand, Timeline, WorkingContext, apply
-from megacontext.engine.assemble import embed_slots, positions_of, slots_of
+from megacontext.core import Expand, Timeline, WorkingContext, apply, legal_edits
+from megacontext.engine.assemble import embed_slots, positions_of, slots_after, slots_of
 from megacontext.engine.memory import Memory
 from megacontext.errors import BudgetError
 from megacontext.evaluation.arms import make_reader
@@ -80,3 +80,19 @@ def test_take_keeps_vectors_with_their_slots(memory: Memory) -> None:
     torch.testing.assert_close(embed_slots(some, memory.bundle.base)[0], embeds[1::2], atol=0, rtol=0)
     assert slots.common_prefix(slots) == len(slots)
     assert slots.common_prefix(some) == 0
+
+
+def test_assembly_after_edits_is_assembly_from_nothing(memory: Memory) -> None:
+    """Only what is new is gathered, and what comes out is the same to the last column."""
+    snapshot, rng = memory.snapshot(), np.random.default_rng(5)
+    window = WorkingContext.coarsest(snapshot.timeline(), 400, 32)
+    held = slots_of(window, snapshot, NOTHING, gists=True)
+    for _ in range(12):
+        edits = legal_edits(window)
+        after = apply(edits[int(rng.integers(len(edits)))], window)
+        open_ids = rng.integers(0, 200, int(rng.integers(0, 9)))
+        mine = slots_after(window, held, after, snapshot, open_ids, gists=True)
+        whole = slots_of(after, snapshot, open_ids, gists=True)
+        for column in ("token", "start", "stop", "entry", "vectors"):
+            np.testing.assert_array_equal(getattr(mine, column), getattr(whole, column), err_msg=column)
+        window, held = after, mine
