@@ -1,8 +1,37 @@
 """Focus policies, one file each: whatever scores the entries of a window."""
 
-from megacontext.engine.policies.base import FocusPolicy, FocusView, Search, no_search
+from megacontext.engine.policies.base import (
+    FocusPolicy,
+    FocusView,
+    Search,
+    Searches,
+    Searching,
+    SuffixSearch,
+    no_search,
+    no_searches,
+    no_suffixes,
+)
+from megacontext.engine.policies.hybrid import BlockScorer, Hybrid, HybridConfig
 from megacontext.engine.policies.random import Random
 from megacontext.engine.policies.recency import Recency
 from megacontext.engine.policies.retrieval import Retrieval
+from megacontext.engine.policies.suffix import Suffix
 
-__all__ = ["FocusPolicy", "FocusView", "Random", "Recency", "Retrieval", "Search", "no_search"]
+__all__ = [
+    "BlockScorer",
+    "FocusPolicy",
+    "FocusView",
+    "Hybrid",
+    "HybridConfig",
+    "Random",
+    "Recency",
+    "Retrieval",
+    "Search",
+    "Searches",
+    "Searching",
+    "Suffix",
+    "SuffixSearch",
+    "no_search",
+    "no_searches",
+    "no_suffixes",
+]
