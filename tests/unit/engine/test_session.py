@@ -77,7 +77,7 @@ def test_cached_logits_equal_fresh_ones_through_edits(kind: str, request: pytest
         for number in range(24):
             if number % 4 == 0:
                 session.refocus(unlimited=number == 0)
-            fresh = WindowCache(memory.bundle.base, memory.bundle.gists, WindowRanks()).read(session._materialise())
+            fresh = WindowCache(memory.bundle.base, memory.bundle.gists, WindowRanks()).read(session.slots())
             torch.testing.assert_close(session.logits(), fresh, atol=1e-4, rtol=1e-3)
             session.append_tokens(np.array([97 + number]))
         assert session.cache_stats.reused > session.cache_stats.forwarded
@@ -89,7 +89,7 @@ def test_gists_reach_the_logits(kind: str, request: pytest.FixtureRequest) -> No
     with memory.session(budget=256) as session:
         session.append("def g(")
         true = session.logits()
-        slots = session._materialise()
+        slots = session.slots()
         noise = slots.vectors[::-1] * 2
         changed = type(slots)(**{**vars(slots), "vectors": noise})
         other = WindowCache(memory.bundle.base, memory.bundle.gists, WindowRanks()).read(changed)
