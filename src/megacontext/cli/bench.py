@@ -16,6 +16,7 @@ from megacontext.errors import ConfigError
 if TYPE_CHECKING:
     from megacontext.engine.bundle import Bundle
     from megacontext.evaluation.suite import QualityConfig, Source
+    from megacontext.models.bi_encoder import BiEncoder
 
 QUICK: dict[str, Any] = {"items": 8, "oracle_items": 2, "lod2_items": 4, "lod3_items": 0, "budgets": ("1/4",)}
 """What ``--quick`` sets: small enough for CI, too small to say anything about a model."""
@@ -41,6 +42,15 @@ def bench_quality(
     far: Annotated[int | None, typer.Option(help="Tokens of far context; default: what the base can read raw.")] = None,
     renewal: Annotated[int, typer.Option(min=1, help="Tokens between two choices of the arms that choose.")] = 16,
     renewals: Annotated[str, typer.Option(help="Further intervals, such as 64,32,8.")] = "",
+    renewal_items: Annotated[int, typer.Option(min=1, help="On how many of the items --renewals are compared.")] = 64,
+    intervals_from: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="A result on validation items with --renewals: each arm is renewed at the interval that was best there.",
+        ),
+    ] = None,
+    dense: Annotated[Path | None, typer.Option(help="The bi-encoder of the arm dense; default: the bundle's.")] = None,
     arms: Annotated[str, typer.Option(help="Only these arms, such as gist,swapped,recency; default: all.")] = "",
     oracle: Annotated[int, typer.Option(min=0, help="On how many of the items the oracle runs.")] = 64,
     levels: Annotated[
@@ -59,11 +69,13 @@ def bench_quality(
     chosen: dict[str, Any] = {
         **{"items": items, "far": far, "seed": seed, "renewal": renewal, "oracle_items": oracle},
         **{"lod2_items": levels[0], "lod3_items": levels[1], "renewals": _numbers(renewals), "arms": _words(arms)},
+        **{"renewal_items": renewal_items, "own": _own(intervals_from)},
     }
     config = QualityConfig(**{**chosen, **(QUICK if quick else {})})
     bundle = load_parts(model, gistnet=gistnet, lens=lens)
     source = source_of(bundle, documents=documents, dataset=dataset, split=split, trained_on=trained_on)
-    result = run_quality(bundle, source, config, gistnet=gistnet or gistnet_folder(model))
+    encoder = dense_of(model, dense, bundle)
+    result = run_quality(bundle, source, config, gistnet=gistnet or gistnet_folder(model), dense=encoder)
     result["config"]["model"] = "bundled" if model == "bundled" else Path(model).name
     result["quick"] = quick
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -71,17 +83,20 @@ def bench_quality(
     Console(highlight=False).print(quality_markdown(result), markup=False, soft_wrap=True)
 
 
-def run_quality(bundle: Bundle, source: Source, config: QualityConfig, *, gistnet: Path) -> dict[str, Any]:
+def run_quality(
+    bundle: Bundle, source: Source, config: QualityConfig, *, gistnet: Path, dense: BiEncoder | None = None
+) -> dict[str, Any]:
     """The result in the form of BENCHMARKS §4, with its environment; progress goes to stderr.
 
-    ``gistnet``: the folder that the bundle's GistNet is from; a head that reads gists back may lie beside it.
+    ``gistnet``: the folder that the bundle's GistNet is from; a head that reads gists back may lie beside it. ``dense``: the
+    bi-encoder of that arm.
     """
     from megacontext.evaluation.reconstruction import load_head
     from megacontext.evaluation.suite import run
     from megacontext.training.progress import counted
 
     head = load_head(gistnet, bundle.gists, bundle.base) if bundle.gists is not None else None
-    found = run(bundle, source, config, counted, head=head)
+    found = run(bundle, source, config, counted, head=head, dense=dense)
     return {"schema": found.pop("schema"), "kind": found.pop("kind"), "environment": environment(), **found}
 
 
@@ -109,6 +124,28 @@ def load_parts(model: str, *, gistnet: Path | None, lens: str | None) -> Bundle:
             raise ModelMismatch(f"the LensNet in {lens} was trained for another GistNet: run megacontext train lens")
         bundle = replace(bundle, lens=net)
     return bundle
+
+
+def dense_of(model: str, folder: Path | None, bundle: Bundle) -> BiEncoder | None:
+    """The bi-encoder in ``folder``, or that in the bundle's ``dense``, if any; ModelMismatch for another base's."""
+    from megacontext.models.bi_encoder import BiEncoder
+
+    own = gistnet_folder(model).with_name("dense")
+    if folder is None and not own.is_dir():
+        return None
+    return BiEncoder.from_pretrained(folder or own, base_fingerprint=bundle.base.fingerprint)
+
+
+def _own(file: Path | None) -> dict[str, int]:
+    """The best intervals of the arms by a result on validation items."""
+    from megacontext.evaluation.suite import best_intervals
+
+    if file is None:
+        return {}
+    result = json.loads(file.read_text(encoding="utf-8"))
+    if result.get("config", {}).get("source") == "test split":
+        raise ConfigError(f"{file} was measured on test items: choose intervals on validation items (--split validation)")
+    return best_intervals(result)
 
 
 def gistnet_folder(model: str) -> Path:

@@ -109,3 +109,11 @@ def lens(call: Call, config: Config, changes: Set = None, quiet: Quiet = False) 
     from megacontext.training.commands import run_lens
 
     _run(call, run_lens, config, changes, quiet)
+
+
+@verb(train, "dense", "megacontext train dense --config configs/dense.yaml")
+def dense(call: Call, config: Config, changes: Set = None, quiet: Quiet = False) -> None:
+    """Train the dense retriever that bench quality compares with: a small bi-encoder of blocks and what follows them."""
+    from megacontext.training.commands import run_dense
+
+    _run(call, run_dense, config, changes, quiet)

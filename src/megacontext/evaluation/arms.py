@@ -22,7 +22,6 @@ from megacontext.core import (
     WorkingContext,
 )
 from megacontext.engine.assemble import Slots, slots_of
-from megacontext.engine.evidence import suffix_runs
 from megacontext.engine.focus import FOCUS_DEFAULTS, refocus
 from megacontext.engine.policies import FocusPolicy, FocusView
 from megacontext.engine.reader import ArrayReader
@@ -223,6 +222,11 @@ def focused(policy: FocusPolicy, *, slots: int, renewal: int, allocator: Allocat
     return arm
 
 
+def openings(blocks: int, slots: int, vectors: int) -> int:
+    """How many of ``blocks`` fit raw into ``slots`` beside the gists of the others, ``vectors`` each; 0 where none does."""
+    return min(blocks, max(0, (slots - blocks * vectors) // (BLOCK - vectors)))
+
+
 Choice = Callable[[Item, int, int], IntArray]
 """``(item, at, most)``: far blocks to read raw for the tokens from ``at`` on, at most ``most``: int64 [≤ most]."""
 
@@ -231,28 +235,16 @@ def chosen(choose: Choice, *, slots: int, renewal: int, gists: bool) -> Arm:
     """The blocks of ``choose`` raw, the others as gists or, without ``gists``, not at all; at most ``slots`` in all."""
 
     def arm(item: Item) -> list[Chunk]:
-        g = item.vectors
-        most = (slots - item.blocks * g) // (BLOCK - g) if gists else slots // BLOCK
+        most = openings(item.blocks, slots, item.vectors) if gists else slots // BLOCK
         chunks = []
         for at in range(0, len(item.scored), renewal):
             far_lod = np.ones(item.blocks, dtype=np.int8)
-            far_lod[choose(item, at, max(0, most))] = 0
+            far_lod[choose(item, at, most)] = 0
             window = _grown(window_of(item, far_lod, item.context), item.context + at, item.context + at)
             chunks.append(_chunk(item, window, at, renewal, gists=gists))
         return chunks
 
     return arm
-
-
-def longest_suffix(item: Item, at: int, most: int) -> IntArray:
-    """The blocks that hold the longest earlier matches of the newest tokens, ties to the newest block.
-
-    The strongest cheap rule on code: what followed these tokens before is likely to follow again.
-    """
-    seen = item.context + at
-    runs = suffix_runs(blocks_of(item.ids[: item.far]), item.ids[max(0, seen - QUERY) : seen]).max(axis=1)
-    order = np.lexsort((np.arange(item.blocks), runs))[::-1]
-    return np.sort(order[:most])
 
 
 def _chunk(item: Item, window: WorkingContext, at: int, renewal: int, *, gists: bool) -> Chunk:

@@ -6,7 +6,7 @@ Shapes: n items, H scored tokens.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -49,6 +49,10 @@ class Measured:
                 f"arms were scored by different base models ({parts}): measure full and drop again with the model that is "
                 "judged"
             )
+
+    def take(self, rows: IntArray) -> Measured:
+        """Only the items at ``rows`` int64 [k]; slots and forwards stay the means over all that was run."""
+        return replace(self, items=self.items.take(rows), nll={name: values[rows] for name, values in self.nll.items()})
 
     def with_arms_of(self, other: Measured) -> Measured:
         """These arms and those of ``other``, measured on the same items by the same base."""

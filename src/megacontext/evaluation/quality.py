@@ -13,13 +13,14 @@ from megacontext.engine.bundle import Bundle
 from megacontext.engine.policies import Random, Recency
 from megacontext.engine.policies.lens import Lens
 from megacontext.errors import ConfigError
-from megacontext.evaluation import arms
+from megacontext.evaluation import arms, choices
 from megacontext.evaluation.gists import GistBank, blocks_of, mean_gists, token_counts
 from megacontext.evaluation.items import Items
 from megacontext.evaluation.measured import Measured, measure
 from megacontext.evaluation.oracle import Gains
 from megacontext.evaluation.report import Figures, report
 from megacontext.models import BaseLM, GistEncoder
+from megacontext.models.bi_encoder import BiEncoder
 
 __all__ = ["Figures", "Measured", "budget_arms", "budget_slots", "gist_arms", "measure", "report", "swapped_gists"]
 
@@ -41,6 +42,9 @@ BUDGET_PAIRS = (
     ("megacontext", "recency"),
     ("megacontext", "recency_sinks"),
     ("megacontext", "suffix"),
+    ("megacontext", "bm25"),
+    ("megacontext", "dense"),
+    ("megacontext", "cosine"),
     ("megacontext", "random_expand"),
     ("megacontext", "recent_expand"),
     ("recent_expand", "recency"),
@@ -91,21 +95,36 @@ def budget_slots(far: int, budget: str) -> int:
     return int(far * Fraction(budget))
 
 
-def budget_arms(bundle: Bundle, items: Items, *, slots: int, renewal: int, gains: Gains | None = None) -> dict[str, arms.Arm]:
+def budget_arms(
+    bundle: Bundle,
+    items: Items,
+    *,
+    slots: int,
+    renewal: int,
+    gains: Gains | None = None,
+    dense: BiEncoder | None = None,
+) -> dict[str, arms.Arm]:
     """Everything at ``slots`` beside the tail; arms that choose are asked again every ``renewal`` tokens.
 
-    The oracle only with ``gains``. Arms with gists are left out where the gists alone take more than ``slots``.
+    The oracle only with ``gains``, ``dense`` with a bi-encoder. Arms with gists are left out where the gists alone take more
+    than ``slots``; where not one block more can be opened, only ``megacontext`` is left of those, since all are the same.
     """
     base, encoder = bundle.base, bundle.gists
+    rules: dict[str, choices.Rule] = {"suffix": choices.longest_suffix, "bm25": choices.bm25}
+    if dense is not None:
+        rules["dense"] = choices.dense(dense, base)
     chosen: dict[str, arms.Arm] = {
         "recency": arms.recency(slots),
         "recency_sinks": arms.recency_sinks(slots),
-        "suffix": arms.chosen(arms.longest_suffix, slots=slots, renewal=renewal, gists=False),
+        **{name: arms.chosen(choices.best(rule), slots=slots, renewal=renewal, gists=False) for name, rule in rules.items()},
     }
     if encoder is None or items.far // BLOCK * encoder.vectors > slots:
         return chosen
+    if not arms.openings(items.far // BLOCK, slots, encoder.vectors):
+        return {**chosen, "megacontext": arms.gist} if bundle.lens is not None else chosen
     chosen["random_expand"] = arms.focused(Random(0), slots=slots, renewal=renewal)
     chosen["recent_expand"] = arms.focused(Recency(), slots=slots, renewal=renewal)
+    chosen["cosine"] = arms.focused(choices.Cosine(base), slots=slots, renewal=renewal)
     if bundle.lens is not None:
         chosen["megacontext"] = arms.focused(Lens(bundle.lens, base), slots=slots, renewal=renewal)
     if gains is not None:
@@ -113,7 +132,9 @@ def budget_arms(bundle: Bundle, items: Items, *, slots: int, renewal: int, gains
     return chosen
 
 
-RENEWED = frozenset({"suffix", "random_expand", "recent_expand", "megacontext", "oracle"})
+RENEWED = frozenset(
+    {"suffix", "bm25", "dense", "random_expand", "recent_expand", "cosine", "megacontext", "oracle"},
+)
 """Arms that choose, and so depend on the renewal interval."""
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ import numpy.typing as npt
 from megacontext.core import BLOCK
 from megacontext.engine.bundle import Bundle
 from megacontext.errors import ConfigError, DatasetError
-from megacontext.evaluation import quality
+from megacontext.evaluation import arms, quality
 from megacontext.evaluation.arms import Arm
 from megacontext.evaluation.gists import GistBank, blocks_of
 from megacontext.evaluation.items import IntArray, Items, draw_items
@@ -25,13 +25,14 @@ from megacontext.evaluation.overlap import without_seen
 from megacontext.evaluation.reconstruction import reconstruction
 from megacontext.evaluation.report import Figures, renamed
 from megacontext.evaluation.scoring import Scorer
+from megacontext.models.bi_encoder import BiEncoder
 from megacontext.models.positions import window_ranks
 from megacontext.models.reconstruction import ReconstructionHead
 
-SCHEMA = 2
+SCHEMA = 3
 NAMES = (
-    *("full", "drop", "recency", "recency_sinks", "suffix", "mean", "rarest", "noise", "swapped", "gist"),
-    *("random_expand", "recent_expand", "megacontext", "oracle", "unneeded", "lod2", "lod3", "reconstruction"),
+    *("full", "drop", "recency", "recency_sinks", "suffix", "bm25", "dense", "mean", "rarest", "noise", "swapped", "gist"),
+    *("random_expand", "recent_expand", "cosine", "megacontext", "oracle", "unneeded", "lod2", "lod3", "reconstruction"),
 )
 """What ``--arms`` may name; ``full`` and ``drop`` always run."""
 RECONSTRUCTED = 1024
@@ -43,7 +44,10 @@ Training = tuple[npt.NDArray[Any], npt.NDArray[np.uint8]]
 
 @dataclass(frozen=True, kw_only=True)
 class QualityConfig:
-    """What to measure. ``far`` None: the longest that the base can read raw. ``renewals``: intervals beside ``renewal``.
+    """What to measure. ``far`` None: the longest that the base can read raw.
+
+    Arms that choose are renewed every ``renewal`` tokens, or at an interval of their own where ``own`` names one (chosen on
+    other items). ``renewals``: every arm is also run at these intervals, beside ``renewal``, on ``renewal_items`` of the items.
 
     ``oracle_items``: on how many of the items the oracle runs, drawn at random (it costs a pass a block).
     ``arms``: empty for all, else names of ``NAMES``.
@@ -56,6 +60,8 @@ class QualityConfig:
     seed: int = 0
     renewal: int = 16
     renewals: tuple[int, ...] = ()
+    renewal_items: int = 64
+    own: Mapping[str, int] = field(default_factory=dict)
     budgets: tuple[str, ...] = quality.BUDGETS
     oracle_items: int = 64
     lod2_items: int = 64
@@ -66,12 +72,18 @@ class QualityConfig:
         unknown = sorted(set(self.arms) - set(NAMES))
         if unknown:
             raise ConfigError(f"no arm named {', '.join(unknown)}: one of {', '.join(NAMES)}")
-        if min(self.items, self.renewal, *self.renewals) < 1:
+        if unknown := sorted(set(self.own) - quality.RENEWED):
+            raise ConfigError(f"arms without a renewal interval: {', '.join(unknown)}")
+        if min(self.items, self.renewal, *self.renewals, *self.own.values()) < 1:
             raise ConfigError("items and renewal intervals must be positive")
 
     def wants(self, name: str) -> bool:
         """Whether an arm is to be run."""
         return not self.arms or name in self.arms
+
+    def interval(self, name: str) -> int:
+        """The interval of an arm in the main figures."""
+        return self.own.get(name, self.renewal)
 
     @property
     def intervals(self) -> tuple[int, ...]:
@@ -93,17 +105,23 @@ class Source:
 
 
 def run(
-    bundle: Bundle, source: Source, config: QualityConfig, stage: Stage, *, head: ReconstructionHead | None = None
+    bundle: Bundle,
+    source: Source,
+    config: QualityConfig,
+    stage: Stage,
+    *,
+    head: ReconstructionHead | None = None,
+    dense: BiEncoder | None = None,
 ) -> dict[str, Any]:
     """Everything that the configuration asks for and the bundle can do; keys that do not apply are absent.
 
-    ``head`` reads the tokens of a block back from its gist, where one was trained.
+    ``head`` reads the tokens of a block back from its gist, ``dense`` finds blocks by likeness, where they were trained.
     """
     far = config.far or quality.far_for(bundle.base, tail=config.tail, horizon=config.horizon)
     drawn = _draw(source, config, far=far, tail=config.tail, count=config.items)
     items, overlap = (drawn, {"checked": False}) if source.training is None else without_seen(drawn, *source.training)
     bank = GistBank(items, bundle.base, bundle.gists) if bundle.gists is not None else None
-    result = _main(bundle, items, bank, config, stage)
+    result = _main(bundle, items, bank, config, stage, dense)
     for lod in (2, 3):
         found = _levels(bundle, source, config, lod, stage) if config.wants(f"lod{lod}") else None
         if found is not None:
@@ -120,6 +138,7 @@ def run(
         "base": bundle.base.fingerprint,
         "gistnet": bundle.gists.fingerprint if bundle.gists is not None else None,
         "lensnet": bundle.lens.fingerprint if bundle.lens is not None else None,
+        "dense": dense.fingerprint if dense is not None else None,
         "vectors": bundle.gists.vectors if bundle.gists is not None else None,
         "gist_stride": window_ranks(bundle.gists).gist_stride,
     }
@@ -140,7 +159,9 @@ def _draw(source: Source, config: QualityConfig, *, far: int, tail: int, count: 
     )
 
 
-def _main(bundle: Bundle, items: Items, bank: GistBank | None, config: QualityConfig, stage: Stage) -> dict[str, Any]:
+def _main(
+    bundle: Bundle, items: Items, bank: GistBank | None, config: QualityConfig, stage: Stage, dense: BiEncoder | None
+) -> dict[str, Any]:
     """Gate, arms, differences, budgets, distances and the cost of gists that are not needed: all on the same items."""
     scorer = Scorer(base=bundle.base, encoder=bundle.gists, strategy=window_ranks(bundle.gists))
     gains = Gains(scorer) if bank is not None and config.oracle_items else None
@@ -149,10 +170,13 @@ def _main(bundle: Bundle, items: Items, bank: GistBank | None, config: QualityCo
     unneeded = quality.unneeded_arms(bundle, items, bank=bank) if config.wants("unneeded") else {}
     flat: dict[str, Arm] = {**chosen, **{f"unneeded/{name}": arm for name, arm in unneeded.items()}}
     for budget in config.budgets:
-        flat |= _budget(bundle, items, config, budget, gains)
+        flat |= _budget(bundle, items, config, budget, gains, dense)
     order = np.random.default_rng((config.seed, 0x04AC1E)).permutation(len(items))
-    some = np.sort(order[: config.oracle_items])
-    rows = {name: some for name in flat if name.endswith("/oracle")}
+    few = np.sort(order[: config.renewal_items])
+    rows = {name: few for name in flat if name not in _main_keys(config) and "@" in name}
+    for name in flat:
+        if name.endswith("/oracle"):
+            rows[name] = np.sort(order[: min(config.oracle_items, len(few) if name in rows else len(items))])
     with stage("items", len(items)) as advance:
         measured = measure(bundle.base, bundle.gists, items, flat, progress=advance, bank=bank, rows=rows, scorer=scorer)
     figures = Figures(renamed(measured, {name: name for name in chosen}), seed=config.seed)
@@ -160,7 +184,7 @@ def _main(bundle: Bundle, items: Items, bank: GistBank | None, config: QualityCo
         "gate": figures.gate(),
         "arms": {name: figures.arm(name) for name in chosen},
         "differences": figures.differences(quality.PAIRS),
-        "budgets": {budget: _budget_figures(measured, budget, config, items.far) for budget in config.budgets},
+        "budgets": {budget: _budget_figures(measured, budget, config, bundle, few) for budget in config.budgets},
         "by_distance": figures.by_distance(list(chosen)),
     }
     real = figures.real()
@@ -175,29 +199,48 @@ def _key(budget: str, interval: int | None, name: str) -> str:
     return f"{budget}@{interval}/{name}" if interval is not None else f"{budget}/{name}"
 
 
-def _budget(bundle: Bundle, items: Items, config: QualityConfig, budget: str, gains: Gains | None) -> dict[str, Arm]:
-    """The arms of one budget at every interval, under keys of their own."""
+def _main_keys(config: QualityConfig) -> set[str]:
+    return {_key(budget, config.interval(name), name) for budget in config.budgets for name in quality.RENEWED}
+
+
+def _budget(
+    bundle: Bundle, items: Items, config: QualityConfig, budget: str, gains: Gains | None, dense: BiEncoder | None
+) -> dict[str, Arm]:
+    """The arms of one budget at every interval that is asked for, under keys of their own."""
     slots = quality.budget_slots(items.far, budget)
     if slots + items.tail + items.horizon > bundle.base.context_length:
         return {}
     found: dict[str, Arm] = {}
-    for interval in config.intervals:
-        for name, arm in quality.budget_arms(bundle, items, slots=slots, renewal=interval, gains=gains).items():
-            if config.wants(name):
+    for interval in sorted({*config.intervals, *config.own.values()}):
+        made = quality.budget_arms(bundle, items, slots=slots, renewal=interval, gains=gains, dense=dense)
+        for name, arm in made.items():
+            asked = name not in quality.RENEWED or interval == config.interval(name)
+            if config.wants(name) and (asked or (config.renewals and interval in config.intervals)):
                 found[_key(budget, interval if name in quality.RENEWED else None, name)] = arm
     return found
 
 
-def _budget_figures(measured: Measured, budget: str, config: QualityConfig, far: int) -> dict[str, Any]:
+def _budget_figures(measured: Measured, budget: str, config: QualityConfig, bundle: Bundle, few: IntArray) -> dict[str, Any]:
+    """The figures of a budget with every arm at its own interval, and at each interval those of ``few`` of the items."""
+    far = measured.items.far
     slots = quality.budget_slots(far, budget)
-    result: dict[str, Any] = {"slots": slots, **_at_interval(measured, budget, config.renewal, config.seed)}
+    own = {name: config.interval(name) for name in quality.RENEWED}
+    result: dict[str, Any] = {"slots": slots, **_at_intervals(measured, budget, own, config.seed)}
+    for name in quality.RENEWED & set(result["arms"]):
+        result["arms"][name]["renewal"] = own[name]
+    if bundle.gists is not None and far // BLOCK * bundle.gists.vectors <= slots:
+        result["openings"] = arms.openings(far // BLOCK, slots, bundle.gists.vectors)
     if config.renewals:
-        result["renewal"] = {str(each): _at_interval(measured, budget, each, config.seed) for each in config.intervals}
+        part = measured.take(few)
+        at_each = {each: dict.fromkeys(quality.RENEWED, each) for each in config.intervals}
+        result["renewal"] = {
+            str(each): {"items": len(few), **_at_intervals(part, budget, same, config.seed)} for each, same in at_each.items()
+        }
     return result
 
 
-def _at_interval(measured: Measured, budget: str, interval: int, seed: int) -> dict[str, Any]:
-    own = {_key(budget, interval if name in quality.RENEWED else None, name): name for name in NAMES}
+def _at_intervals(measured: Measured, budget: str, intervals: Mapping[str, int], seed: int) -> dict[str, Any]:
+    own = {_key(budget, intervals.get(name), name): name for name in NAMES}
     part = renamed(measured, {**own, "full": "full", "drop": "drop", "gist": "gist"})
     figures = Figures(part, seed=seed)
     names = [name for key, name in own.items() if key in measured.nll]
@@ -207,6 +250,21 @@ def _at_interval(measured: Measured, budget: str, interval: int, seed: int) -> d
         "differences": figures.differences(quality.BUDGET_PAIRS),
         **share,
     }
+
+
+def best_intervals(result: Mapping[str, Any]) -> dict[str, int]:
+    """The interval at which each arm of a result has its lowest NLL, the mean over budgets; for choices on validation items.
+
+    ConfigError for a result that compares no intervals.
+    """
+    found: dict[str, dict[int, list[float]]] = {}
+    for budget in result["budgets"].values():
+        for interval, part in budget.get("renewal", {}).items():
+            for name in quality.RENEWED & set(part["arms"]):
+                found.setdefault(name, {}).setdefault(int(interval), []).append(part["arms"][name]["nll"])
+    if not found:
+        raise ConfigError("this result compares no renewal intervals: measure it with --renewals 64,32,8")
+    return {name: min(each, key=lambda interval: sum(each[interval])) for name, each in sorted(found.items())}
 
 
 def _unneeded(measured: Measured, seed: int) -> dict[str, Any]:

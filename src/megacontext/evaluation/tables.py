@@ -10,6 +10,8 @@ LABELS = {
     "recency": "recency: the newest raw tokens",
     "recency_sinks": "recency with 4 sinks",
     "suffix": "suffix: raw blocks by longest match",
+    "bm25": "BM25: raw blocks by the newest tokens",
+    "dense": "dense: raw blocks by a bi-encoder",
     "noise": "noise as gists (control)",
     "mean": "mean-pooled gists (control)",
     "rarest": "rarest token as gist (control)",
@@ -17,6 +19,7 @@ LABELS = {
     "gist": "gists, nothing expanded",
     "random_expand": "gists, random expanded",
     "recent_expand": "gists, newest expanded",
+    "cosine": "gists, expanded by cosine to the tail",
     "megacontext": "MegaContext (LensNet)",
     "oracle": "oracle: looks at the answer",
     "full": "full: all raw (ceiling)",
@@ -36,7 +39,7 @@ def quality_rows(arms: Mapping[str, Any]) -> list[tuple[str, ...]]:
         copied = arm["far_copy"]
         rows.append(
             (
-                label + (f" ({arm['items']} items)" if "items" in arm else ""),
+                label + _conditions(arm),
                 f"{arm['slots']:.0f}",
                 _figure(arm, "nll", ".3f"),
                 _with_interval(arm, "recovered", ".2f"),
@@ -45,6 +48,13 @@ def quality_rows(arms: Mapping[str, Any]) -> list[tuple[str, ...]]:
             )
         )
     return rows
+
+
+def _conditions(arm: Mapping[str, Any]) -> str:
+    """What an arm differs in from its neighbours: its interval, and on how many items it ran."""
+    parts = [f"every {arm['renewal']}"] if "renewal" in arm else []
+    parts += [f"{arm['items']} items"] if "items" in arm else []
+    return f" ({', '.join(parts)})" if parts else ""
 
 
 def quality_markdown(result: Mapping[str, Any]) -> str:
@@ -150,13 +160,24 @@ def budget_title(name: str, found: Mapping[str, Any]) -> str:
     return f"{name} of the far context, {found['slots']} slots beside the tail{share}"
 
 
+def choice_sentence(found: Mapping[str, Any]) -> str:
+    """Where a budget leaves nothing to choose, that; else ''."""
+    if found.get("openings", 1):
+        return ""
+    return (
+        "Nothing to choose at this budget: the gists of all blocks leave less than one more block takes, so every arm that "
+        "expands gists shows the gists alone, and only those are compared."
+    )
+
+
 def _budget(name: str, found: Mapping[str, Any]) -> str:
     rows = [
         (*row[:3], forwards, *row[3:])
         for row, forwards in zip(quality_rows(found["arms"]), _forwards(found["arms"]), strict=True)
     ]
     columns = (*COLUMNS[:3], "forwards", *COLUMNS[3:])
-    parts = (f"**Budget {budget_title(name, found)}**", _table(columns, rows), _differences(found["differences"]))
+    title = f"**Budget {budget_title(name, found)}**"
+    parts = (title, choice_sentence(found), _table(columns, rows), _differences(found["differences"]))
     return "\n\n".join(part for part in parts if part)
 
 
@@ -165,16 +186,32 @@ def _forwards(arms: Mapping[str, Any]) -> list[str]:
 
 
 def _renewal(result: Mapping[str, Any]) -> str:
-    """Every arm that chooses, by budget and interval: recovered fraction and token forwards per scored token."""
-    rows = []
+    """Every arm that chooses, by budget and interval: what it recovers, spends, and how far MegaContext is below it."""
+    tables = []
     for budget, found in result.get("budgets", {}).items():
-        for interval, part in found.get("renewal", {}).items():
-            for name in LABELS:
-                if name in part["arms"] and name not in ("recency", "recency_sinks"):
-                    arm = part["arms"][name]
-                    recovered = _with_interval(arm, "recovered", ".2f")
-                    rows.append((LABELS[name], budget, interval, recovered, _figure(arm, "token_forwards", ".1f")))
-    return _table(("arm", "budget", "renewed every", "recovered [95 %]", "forwards per token"), rows) if rows else ""
+        parts = found.get("renewal", {})
+        if found.get("openings", 1) and parts:
+            tables.append(_renewal_table(budget, parts))
+    return "\n\n".join(tables)
+
+
+def _renewal_table(budget: str, parts: Mapping[str, Any]) -> str:
+    intervals = sorted(parts, key=int, reverse=True)
+    rows = []
+    for name in LABELS:
+        if name in ("recency", "recency_sinks") or not all(name in parts[each]["arms"] for each in intervals):
+            continue
+        cells = []
+        for each in intervals:
+            arm = parts[each]["arms"][name]
+            cells += [_with_interval(arm, "recovered", ".2f"), _figure(arm, "token_forwards", ".1f")]
+        rows.append((LABELS[name], *cells))
+    shares = [_with_interval(parts[each], "share_of_oracle", ".2f") for each in intervals]
+    rows.append(("MegaContext: share of the oracle's gain", *(cell for share in shares for cell in (share, ""))))
+    items = {parts[each]["items"] for each in intervals if "items" in parts[each]}
+    title = f"Budget {budget} by renewal interval" + (f" ({items.pop()} items)" if len(items) == 1 else "")
+    columns = (title, *(text for each in intervals for text in (f"every {each}: recovered [95 %]", "forwards")))
+    return _table(columns, rows)
 
 
 def _distances(result: Mapping[str, Any]) -> str:

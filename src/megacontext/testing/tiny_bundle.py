@@ -14,6 +14,7 @@ import torch
 
 from megacontext.engine.evidence import FEATURES
 from megacontext.models.base_lm import BaseLM
+from megacontext.models.bi_encoder import BiEncoder, BiEncoderConfig
 from megacontext.models.encoders import AnyGistNet
 from megacontext.models.gistnet import GistNet, GistNetConfig
 from megacontext.models.kv_gistnet import KeyValueGistNet, KeyValueGistNetConfig
@@ -31,7 +32,7 @@ def save_tiny_bundle(
     key_value: bool = False,
     pairs: Sequence[str] = (),
 ) -> Path:
-    """Write ``base/``, ``gistnet/`` and ``lensnet/`` to ``folder``, as ``load_bundle`` reads them.
+    """Write ``base/``, ``gistnet/`` and ``lensnet/`` to ``folder``, as ``load_bundle`` reads them, and ``dense/``.
 
     Without a ``gistnet`` there is no ``lensnet`` either; ``key_value`` gists instead of embedded ones; with ``pairs`` the
     tokenizer is another one (see ``byte_tokenizer``). Leaves the global random state as it was.
@@ -46,6 +47,9 @@ def save_tiny_bundle(
         gists.save_pretrained(target / "gistnet")
         if lensnet:
             tiny_lensnet(base, gists).save_pretrained(target / "lensnet")
+        BiEncoder(BiEncoderConfig(width=base.width, hidden=8, base_fingerprint=base.fingerprint)).save_pretrained(
+            target / "dense"
+        )
     return target
 
 

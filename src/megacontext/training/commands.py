@@ -71,6 +71,13 @@ def run_lens(path: Path, overrides: Overrides | None = None, *, quiet: bool = Fa
     return _run(LensConfig, lambda config: LensTask(config, quiet=quiet), path, overrides, quiet)
 
 
+def run_dense(path: Path, overrides: Overrides | None = None, *, quiet: bool = False) -> dict[str, Any]:
+    """Train the bi-encoder that the quality benchmark compares with."""
+    from megacontext.training.dense import DenseConfig, DenseTask
+
+    return _run(DenseConfig, lambda config: DenseTask(config), path, overrides, quiet)
+
+
 def _run(
     kind: type[ConfigT],
     make: Callable[[ConfigT], Task],

@@ -14,6 +14,7 @@ from megacontext.engine.policies import FocusView, Random
 from megacontext.errors import ConfigError, DatasetError
 from megacontext.evaluation import arms
 from megacontext.evaluation.bootstrap import group_weights, interval, weighted_mean
+from megacontext.evaluation.choices import best, longest_suffix
 from megacontext.evaluation.gists import mean_gists, rarest_places
 from megacontext.evaluation.items import Items, draw_items
 from megacontext.evaluation.oracle import Gains
@@ -97,16 +98,26 @@ def test_every_arm_has_exactly_its_slots(base: BaseLM, vectors: int) -> None:
     chosen = budget_arms(bundle, items, slots=budget, renewal=8, gains=gains)
     found = measure(base, gistnet, items, chosen)
     assert found.slots.keys() == {
-        *("recency", "recency_sinks", "suffix", "random_expand", "recent_expand", "megacontext", "oracle")
+        *("recency", "recency_sinks", "suffix", "bm25", "random_expand", "recent_expand", "cosine", "megacontext", "oracle")
     }
-    assert found.slots["recency"] == found.slots["recency_sinks"] == found.slots["suffix"] == budget
-    assert all(slots <= found.slots[name] <= budget for name in ("random_expand", "recent_expand", "megacontext", "oracle"))
+    assert all(found.slots[name] == budget for name in ("recency", "recency_sinks", "suffix", "bm25"))
+    expanded = ("random_expand", "recent_expand", "cosine", "megacontext", "oracle")
+    assert all(slots <= found.slots[name] <= budget for name in expanded)
     assert found.slots["random_expand"] > slots
 
 
 def test_a_budget_below_the_gists_has_no_arms_with_gists(base: BaseLM) -> None:
     bundle = Bundle(name="tiny", base=base, gists=gistnet_with(base, 4))
-    assert set(budget_arms(bundle, items_of(), slots=31, renewal=8)) == {"recency", "recency_sinks", "suffix"}
+    assert set(budget_arms(bundle, items_of(), slots=31, renewal=8)) == {"recency", "recency_sinks", "suffix", "bm25"}
+
+
+def test_where_no_block_more_fits_only_the_gists_are_compared(base: BaseLM, gistnet: GistNet) -> None:
+    bundle = Bundle(name="tiny", base=base, gists=gistnet, lens=tiny_lensnet(base, gistnet))
+    gains, items = Gains(Scorer(base=base, encoder=gistnet)), items_of()
+    assert arms.openings(8, 38, 1) == 0 and arms.openings(8, 39, 1) == 1
+    chosen = budget_arms(bundle, items, slots=38, renewal=8, gains=gains)
+    assert set(chosen) == {*("recency", "recency_sinks", "suffix", "bm25", "megacontext")}
+    assert "oracle" in budget_arms(bundle, items, slots=39, renewal=8, gains=gains)
 
 
 def test_random_expansion_differs_between_items(base: BaseLM, gistnet: GistNet) -> None:
@@ -289,7 +300,7 @@ def test_who_opens_the_needed_block_predicts_better() -> None:
         "right": arms.focused(_Planted(1.0), slots=slots, renewal=32),
         "wrong": arms.focused(_Planted(-1.0), slots=slots, renewal=32),
         "oracle": arms.chosen(gains.best(32), slots=slots, renewal=32, gists=True),
-        "suffix": arms.chosen(arms.longest_suffix, slots=32, renewal=32, gists=False),
+        "suffix": arms.chosen(best(longest_suffix), slots=32, renewal=32, gists=False),
     }
     found = measure(base, gistnet, items, chosen)
     assert found.nll["right"].mean() < found.nll["wrong"].mean() - 0.3

@@ -14,15 +14,25 @@ import torch
 
 from megacontext.engine.bundle import Bundle, load_bundle
 from megacontext.errors import ConfigError, DatasetError
-from megacontext.evaluation.suite import NAMES, QualityConfig, Source, finite, run
+from megacontext.evaluation.suite import NAMES, QualityConfig, Source, best_intervals, finite, run
 from megacontext.evaluation.tables import LABELS, quality_markdown
 from megacontext.models import GistNet
+from megacontext.models.bi_encoder import BiEncoder, BiEncoderConfig
 from megacontext.models.reconstruction import ReconstructionConfig, ReconstructionHead
 from megacontext.testing.tiny_bundle import save_tiny_bundle, tiny_gistnet
 from megacontext.training.dataset import to_blocks
 
 SMALL = QualityConfig(
-    items=4, tail=32, horizon=32, far=256, oracle_items=2, lod2_items=2, lod3_items=0, budgets=("1/4", "1/16"), renewals=(8,)
+    items=4,
+    tail=32,
+    horizon=32,
+    far=256,
+    oracle_items=2,
+    lod2_items=2,
+    lod3_items=0,
+    budgets=("1/4", "1/16"),
+    renewals=(8,),
+    renewal_items=3,
 )
 
 
@@ -56,7 +66,9 @@ class _Counted:
 
 @pytest.fixture(scope="module")
 def result(bundle: Bundle) -> dict[str, Any]:
-    return run(bundle, source_of(), SMALL, _Counted())
+    torch.manual_seed(0)
+    dense = BiEncoder(BiEncoderConfig(width=bundle.base.width, hidden=8))
+    return run(bundle, source_of(), SMALL, _Counted(), dense=dense)
 
 
 def test_the_result_has_the_form_of_the_benchmark(result: dict[str, Any], bundle: Bundle) -> None:
@@ -70,15 +82,22 @@ def test_the_result_has_the_form_of_the_benchmark(result: dict[str, Any], bundle
     quarter = result["budgets"]["1/4"]
     assert quarter["slots"] == 64
     assert set(quarter["arms"]) == {
-        *("recency", "recency_sinks", "suffix", "random_expand", "recent_expand", "megacontext", "oracle")
+        *("recency", "recency_sinks", "suffix", "bm25", "dense"),
+        *("random_expand", "recent_expand", "cosine", "megacontext", "oracle"),
     }
+    assert set(quarter["differences"]) >= {f"megacontext-{other}" for other in set(quarter["arms"]) - {"megacontext", "oracle"}}
+    assert quarter["openings"] == 1 and quarter["arms"]["dense"]["renewal"] == 16
     assert quarter["arms"]["oracle"]["items"] == 2
     assert set(quarter["renewal"]) == {"16", "8"}
-    assert quarter["renewal"]["16"]["arms"] == quarter["arms"]
+    assert quarter["renewal"]["16"]["items"] == quarter["renewal"]["8"]["items"] == 3
+    assert set(quarter["renewal"]["8"]["arms"]) == set(quarter["arms"])
+    assert "items" not in quarter["renewal"]["8"]["arms"]["suffix"]
     assert quarter["renewal"]["8"]["arms"]["oracle"]["token_forwards"] > quarter["arms"]["oracle"]["token_forwards"]
     # 16 slots for 8 gists: nothing can be expanded, so nothing can be shared with the oracle.
-    assert result["budgets"]["1/16"]["arms"]["megacontext"]["nll"] == pytest.approx(result["arms"]["gist"]["nll"])
-    assert "share_of_oracle" not in result["budgets"]["1/16"]
+    least = result["budgets"]["1/16"]
+    assert least["openings"] == 0 and least["arms"]["megacontext"]["nll"] == pytest.approx(result["arms"]["gist"]["nll"])
+    assert not {"oracle", "random_expand", "recent_expand", "cosine"} & set(least["arms"])
+    assert "share_of_oracle" not in least and "megacontext-suffix" in least["differences"]
     assert set(result["by_distance"]) == {"1-4", "5-16", "17-32"}
     assert result["unneeded_cost"]["gists"] == 8 and result["unneeded_cost"]["raw_tokens"] == 256 + 32
     config = result["config"]
@@ -91,7 +110,16 @@ def test_it_is_json_and_a_table(result: dict[str, Any]) -> None:
     table = quality_markdown(back)
     for name in ("gist", "rarest", "megacontext", "oracle", "suffix"):
         assert LABELS[name] in table
-    for heading in ("**Budget 1/4", "**Budget 1/16", "renewed every", "LOD2", "tokens 5–16", "unrelated history", "Gate: "):
+    for heading in (
+        "**Budget 1/4",
+        "**Budget 1/16",
+        "by renewal interval (3 items)",
+        "Nothing to choose",
+        "LOD2",
+        "tokens 5–16",
+        "unrelated history",
+        "Gate: ",
+    ):
         assert heading in table
     assert f"{back['arms']['gist']['nll']:.3f}" in table
 
@@ -115,6 +143,21 @@ def test_progress_counts_every_item(bundle: Bundle) -> None:
     counted = _Counted()
     run(bundle, source_of(), replace(SMALL, arms=("gist", "lod2")), counted)
     assert counted.done == {"items": (4, 4), "LOD2 behind": (2, 2), "LOD2 adjacent": (2, 2)}
+
+
+def test_arms_are_renewed_at_intervals_of_their_own(bundle: Bundle, result: dict[str, Any]) -> None:
+    own = best_intervals(result)
+    assert set(own) == {*("suffix", "bm25", "dense", "random_expand", "recent_expand", "cosine", "megacontext", "oracle")}
+    assert set(own.values()) <= {16, 8}
+    config = replace(SMALL, arms=("suffix", "bm25"), renewals=(), own={"suffix": 8})
+    found = run(bundle, source_of(), config, _Counted())["budgets"]["1/4"]["arms"]
+    assert found["suffix"]["renewal"] == 8 and found["bm25"]["renewal"] == 16
+    assert found["suffix"]["token_forwards"] > result["budgets"]["1/4"]["arms"]["suffix"]["token_forwards"]
+    assert found["bm25"]["nll"] == result["budgets"]["1/4"]["arms"]["bm25"]["nll"]
+    with pytest.raises(ConfigError, match="--renewals"):
+        best_intervals({"budgets": {"1/4": {"arms": {}}}})
+    with pytest.raises(ConfigError, match="without a renewal interval"):
+        QualityConfig(own={"recency": 8})
 
 
 def test_two_vectors_a_gist(bundle: Bundle) -> None:
@@ -142,7 +185,7 @@ def test_tokens_are_read_back_where_a_head_was_trained(bundle: Bundle) -> None:
 def test_a_base_without_gists_is_measured_without_them(bundle: Bundle) -> None:
     found = run(replace(bundle, gists=None, lens=None), source_of(), SMALL, _Counted())
     assert set(found["arms"]) == {"full", "drop", "recency", "recency_sinks"}
-    assert set(found["budgets"]["1/4"]["arms"]) == {"recency", "recency_sinks", "suffix"}
+    assert set(found["budgets"]["1/4"]["arms"]) == {"recency", "recency_sinks", "suffix", "bm25"}
     assert not {"lod2", "unneeded_cost", "real"} & set(found)
     quality_markdown(found)
 
