@@ -5,6 +5,7 @@ from megacontext.core.allocator.exact import ExactAllocator, objective
 from megacontext.core.allocator.greedy import GreedyAllocator
 from megacontext.core.allocator.history import EditHistory
 from megacontext.core.allocator.plan import Allocator, Decision, Plan, Reason
+from megacontext.core.allocator.recompute import RecomputeCost, SuffixCost
 from megacontext.core.allocator.room import advance_within_budget, make_room
 from megacontext.core.allocator.scores import FocusScores, Targets
 
@@ -19,6 +20,8 @@ __all__ = [
     "GreedyAllocator",
     "Plan",
     "Reason",
+    "RecomputeCost",
+    "SuffixCost",
     "Targets",
     "advance_within_budget",
     "make_room",

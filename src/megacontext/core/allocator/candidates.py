@@ -38,7 +38,9 @@ class Candidates:
         scores: FocusScores,
         blocked: frozenset[Edit],
         config: AllocatorConfig,
+        first: int = 0,
     ) -> None:
+        """``first``: the first entry that may be edited; see ``recompute``."""
         self.window, self.value = window, worth(window, scores)
         self.nodes: list[Node] = list(zip(window.lod.tolist(), window.index.tolist(), strict=True))
         self.family = families(window)
@@ -50,6 +52,8 @@ class Candidates:
         self.score = np.concatenate([opening, -price, self.value.gain])
         self.cost = np.concatenate([window.expand_costs, -self.family.saving, self._path_costs()])
         self._first_reasons(blocked, config)
+        if first:
+            self._leave_alone(first)
 
     def _measure_families(self) -> FloatArray:
         family = self.family
@@ -86,6 +90,14 @@ class Candidates:
             if self.wanted[row] or row >= self.families_at:  # a family may not even pay then
                 self.first_reason[row] = Reason.COOLDOWN
             self.wanted[row] = False
+
+    def _leave_alone(self, first: int) -> None:
+        """Nothing before entry ``first`` is edited, nor pays."""
+        places = np.concatenate([np.arange(self.families_at), self.family.first, self.value.entry])
+        early = places < first
+        closing = (np.arange(early.size) >= self.families_at) & (np.arange(early.size) < self.targets_at)
+        self.first_reason[early & (self.wanted | closing)] = Reason.RECOMPUTE
+        self.wanted &= ~early
 
     def row_of(self, edit: Edit) -> int | None:
         """The row of an entry's expansion or of a family's collapse; None if there is none."""

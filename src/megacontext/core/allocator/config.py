@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from megacontext.core.allocator.recompute import RecomputeCost
 from megacontext.errors import ConfigError
 
 
@@ -20,6 +21,7 @@ class AllocatorConfig:
             keep the reserve are not counted: the budget comes first.
         cooldown: refocus steps during which an edit may not be reversed.
         reserve: tokens of room that every plan leaves for what is decoded next.
+        recompute: weighs edits against what has to be read again because of them; None: that costs nothing.
 
     Raises:
         ConfigError: for negative values.
@@ -30,6 +32,7 @@ class AllocatorConfig:
     max_edits: int | None = 4
     cooldown: int = 2
     reserve: int = 32
+    recompute: RecomputeCost | None = None
 
     def __post_init__(self) -> None:
         for name in ("expand_threshold", "collapse_threshold", "max_edits", "cooldown", "reserve"):
@@ -38,8 +41,8 @@ class AllocatorConfig:
                 raise ConfigError(f"{name} must be at least 0, not {value}")
 
     def unlimited(self) -> AllocatorConfig:
-        """The same settings without a limit on edits: for a session's start and between turns."""
-        return replace(self, max_edits=None)
+        """The same settings without a limit on edits or a price: for a session's start and between turns."""
+        return replace(self, max_edits=None, recompute=None)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -39,7 +39,16 @@ class GreedyAllocator:
         Edits that keep the reserve come first. If the budget cannot hold the reserve even then, the
         plan does what it can and expands nothing.
         """
+        plan = self._plan(window, scores, history)
+        if self.config.recompute is None or not plan.edits:
+            return plan
+        first = self.config.recompute.first(window, plan)
+        return self._plan(window, scores, history, first) if first else plan
+
+    def _plan(self, window: WorkingContext, scores: FocusScores, history: EditHistory | None, first: int = 0) -> Plan:
+        """``plan`` that edits nothing before entry ``first``, but for room."""
         scores.check(window)
+        since = int(window.first_blocks[first]) if first < len(window) else window.timeline.blocks
         blocked = (history or EditHistory()).blocked(self.config.cooldown)
         room = collapse_until(window, self.config.reserve, worth(window, scores).entries)
         edits, ledger, left = list(room.edits), room.ledger, self.config.max_edits
@@ -48,7 +57,8 @@ class GreedyAllocator:
             if done:
                 window, scores = _edited(window, scores, done)
                 blocked |= {inverse(edit) for edit in done}
-            step = _Refocus(window, scores, blocked, self.config, left)
+            left_alone = int(np.searchsorted(window.first_blocks, since)) if first else 0
+            step = _Refocus(window, scores, blocked, self.config, left, left_alone)
             step.run()
             done, left = tuple(step.edits), step.left
             edits += done
@@ -75,8 +85,9 @@ class _Refocus:
         blocked: frozenset[Edit],
         config: AllocatorConfig,
         left: int | None,
+        first: int = 0,
     ) -> None:
-        self.rows = Candidates(window, scores, blocked, config)
+        self.rows = Candidates(window, scores, blocked, config, first)
         self.blocked, self.max_edits, self.left = blocked, config.max_edits, left
         self.limit = window.budget - config.reserve  # what the cost may not exceed
         self.reserve = config.reserve
@@ -86,7 +97,7 @@ class _Refocus:
         self.gain: list[float] = self.rows.score.tolist()
         self.costs: list[int] = self.rows.cost.tolist()
         closing = self.rows.first_reason[self.rows.families_at : self.rows.targets_at]
-        self.family_open: list[bool] = (closing != Reason.COOLDOWN).tolist()
+        self.family_open: list[bool] = ((closing != Reason.COOLDOWN) & (closing != Reason.RECOMPUTE)).tolist()
         self.payers = [at for at in self.rows.payers if self.family_open[at]]
         self.payable = sum(self.rows.saving[at] for at in self.payers)
         self.opened: set[Node] = set()
@@ -241,6 +252,9 @@ class _Refocus:
         window, cost = self.rows.window, self.rows.path_cost(path)
         barred = {(edit.lod, edit.index) for edit in self.blocked if isinstance(edit, Collapse)}
         barred.add(parent(*self.rows.nodes[entry]))
+        family = self.rows.family
+        shut = self.rows.first_reason[self.rows.families_at : self.rows.targets_at] == Reason.RECOMPUTE
+        barred |= set(zip(family.lod[shut].tolist(), family.index[shut].tolist(), strict=True))
         values = self.rows.value.entries
         payers = cheapest_collapses(window, cost + self.reserve, values, frozenset(barred))
         freed = sum(saving for *_, saving in payers)

@@ -41,6 +41,7 @@ class Reason(IntEnum):
     NOT_OPTIMAL = 19
     DENIED = 20
     PRUNED = 21
+    RECOMPUTE = 22
 
     @property
     def chosen(self) -> bool:
@@ -70,6 +71,7 @@ _TEXTS = {
     Reason.DEAD: "the block is dead",
     Reason.DENIED: "the block is denied to this reader",
     Reason.PRUNED: "its raw tokens are pruned; megacontext restore brings them back",
+    Reason.RECOMPUTE: "early in the window: not worth reading again what lies behind it yet",
     Reason.NOT_OPTIMAL: "not part of the best window that the budget allows",
 }
 
