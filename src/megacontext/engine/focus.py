@@ -38,9 +38,11 @@ def refocus(
     history: EditHistory,
     *,
     unlimited: bool = False,
+    scores: FocusScores | None = None,
 ) -> Refocus:
-    """Score, plan, apply. ``unlimited`` lifts the limit on edits: at a session's start and between turns."""
-    scores = policy.score(view)
+    """Score, plan, apply. ``unlimited`` lifts the limit on edits: at a session's start and between turns. ``scores``: what the
+    policy said about this view already (None: it is asked)."""
+    scores = policy.score(view) if scores is None else scores
     allocator = GreedyAllocator(config.unlimited() if unlimited else config)
     plan = allocator.plan(view.window, scores, history)
     return Refocus(

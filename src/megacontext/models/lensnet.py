@@ -13,7 +13,7 @@ inner width.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -33,7 +33,10 @@ class LensNetConfig:
     """``width`` d of the base; ``features`` F; ``hidden`` h; ``lods`` with an embedding of their
     own (higher ones share the last); ``tail`` slots told apart by their distance to the cursor.
     ``feature_names`` (none, or F of them) guard against features in another order; the fingerprints
-    name the base and the GistNet whose gists it reads, vectors of ``gist_width`` W numbers (None: d)."""
+    name the base and the GistNet whose gists it reads, vectors of ``gist_width`` W numbers (None: d).
+
+    With no ``layers`` it is the linear model alone, and reads neither gists nor tail. ``unit`` of its scores: "relative", in
+    [-1, 1], tells blocks of one moment apart; "nats" is the gain per token that is expected of having an entry raw."""
 
     width: int
     features: int
@@ -47,13 +50,16 @@ class LensNetConfig:
     base_fingerprint: str = ""
     gist_fingerprint: str = ""
     gist_width: int | None = field(default=None, metadata=LATER)
+    unit: Literal["relative", "nats"] = field(default="relative", metadata=LATER)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "feature_names", tuple(self.feature_names))
         if self.hidden % self.heads:
             raise ConfigError(f"hidden {self.hidden} must be a multiple of heads {self.heads}")
-        if min(self.width, self.features, self.hidden, self.layers, self.lods, self.tail) < 1:
-            raise ConfigError("width, features, hidden, layers, lods and tail must be positive")
+        if min(self.width, self.features, self.hidden, self.lods, self.tail) < 1 or self.layers < 0:
+            raise ConfigError("width, features, hidden, lods and tail must be positive, layers not negative")
+        if self.unit not in ("relative", "nats"):
+            raise ConfigError(f"unit must be relative or nats, not {self.unit!r}")
         if self.feature_names and len(self.feature_names) != self.features:
             raise ConfigError(f"{len(self.feature_names)} feature names for {self.features} features")
 
@@ -79,8 +85,7 @@ class LensBlock(nn.Module):
 
 
 class LensNet(PretrainedNet):
-    """Scores [B, n] in [-1, 1] from features, embeddings and levels of the entries, given the
-    tail."""
+    """Scores [B, n] from features, embeddings and levels of the entries, given the tail; see ``LensNetConfig.unit``."""
 
     kind: ClassVar[str] = "megacontext-lensnet"
     config_class: ClassVar[type[LensNetConfig]] = LensNetConfig
@@ -94,6 +99,11 @@ class LensNet(PretrainedNet):
         self.register_buffer("feature_mean", torch.zeros(config.features))
         self.register_buffer("feature_std", torch.ones(config.features))
         self.linear = zero_linear(config.features, 1)
+        if config.unit == "nats":
+            self.calibration: Tensor
+            self.register_buffer("calibration", torch.tensor([1.0, 0.0]))
+        if not config.layers:
+            return
         self.from_features = nn.Linear(config.features, hidden)
         self.embed_norm = nn.RMSNorm(config.width, eps=EPS)
         if config.gist_width is not None:
@@ -122,6 +132,14 @@ class LensNet(PretrainedNet):
         self.linear.weight.copy_(weight[None])
         self.linear.bias.fill_(bias)
 
+    @torch.no_grad()
+    def calibrate(self, scale: float, offset: float) -> None:
+        """Let scores be ``scale · score + offset`` of what they are now; with a unit of nats only."""
+        if self.config.unit != "nats":
+            raise ConfigError("relative scores are not calibrated: make the LensNet with unit='nats'")
+        before = self.calibration.clone()
+        self.calibration.copy_(torch.stack([scale * before[0], scale * before[1] + offset]))
+
     def standardise(self, features: Tensor) -> Tensor:
         """Features [..., F] with mean 0 and deviation 1 over the training data, cut at ±8."""
         return ((features.to(self.dtype) - self.feature_mean) / self.feature_std).clamp(-FEATURE_LIMIT, FEATURE_LIMIT)
@@ -140,19 +158,23 @@ class LensNet(PretrainedNet):
     ) -> Tensor:
         """Features float [B, n, F], embeds [B, n, W] (the entry's gist, or the mean of a raw
         block), tail [B, t, d], lod int64 [B, n] to scores [B, n]. ``valid``/``tail_valid`` bool
-        mark real entries and tail slots; scores of padding are 0, as are those in a direction that
+        mark real entries and tail slots; scores (in the configured unit) of padding are 0, as are those in a direction that
         ``can_expand``/``can_collapse`` bool [B, n] forbid (None: not masked)."""
         self._check(features, embeds, tail)
         if valid is None:
             valid = torch.ones(features.shape[:2], dtype=torch.bool, device=features.device)
         if tail_valid is None:
             tail_valid = torch.ones(tail.shape[:2], dtype=torch.bool, device=tail.device)
-        scores = self._raw(features, embeds, tail, lod, valid, tail_valid).tanh() * valid
-        return mask_illegal(scores, can_expand, can_collapse)
+        raw = self._raw(features, embeds, tail, lod, valid, tail_valid)
+        scores = raw.tanh() if self.config.unit == "relative" else self.calibration[0] * raw + self.calibration[1]
+        return mask_illegal(scores * valid, can_expand, can_collapse)
 
     def _raw(self, features: Tensor, embeds: Tensor, tail: Tensor, lod: Tensor, valid: Tensor, tail_valid: Tensor) -> Tensor:
-        """Scores [B, n] before tanh."""
+        """Scores [B, n] before tanh or calibration."""
         z = torch.where(valid[..., None], self.standardise(features), 0.0)
+        if not self.config.layers:
+            linear: Tensor = self.linear(z)
+            return linear[..., 0]
         embeds = torch.where(valid[..., None], embeds, 0.0).to(self.dtype)
         x = self.from_features(z) + self.from_embeds(self._normed(embeds)) + self.lod(lod.clamp(0, self.config.lods - 1))
         memory = self._tail(torch.where(tail_valid[..., None], tail, 0.0).to(self.dtype))

@@ -142,3 +142,27 @@ def test_impossible_configurations_and_inputs(rng: torch.Generator) -> None:
     ):
         with pytest.raises(InvalidInput, match=name):
             net(**{**given, name: value})
+
+
+def test_without_layers_it_is_the_linear_model_in_nats(tmp_path: Path, rng: torch.Generator) -> None:
+    net = LensNet(config(layers=0, unit="nats")).eval()
+    net.set_linear(torch.arange(FEATURES).float(), 0.5)
+    net.calibrate(2.0, 0.25)
+    net.calibrate(0.5, 1.0)
+    given = inputs(rng)
+    expected = (net.standardise(given["features"]) @ torch.arange(FEATURES).float() + 0.5) + 1.125
+    torch.testing.assert_close(net(**given), expected)
+    given["embeds"] *= 3
+    given["tail"] *= 3
+    torch.testing.assert_close(net(**given), expected)
+    net.save_pretrained(tmp_path)
+    torch.testing.assert_close(LensNet.from_pretrained(tmp_path)(**given), expected)
+    assert sum(parameter.numel() for parameter in net.parameters()) == FEATURES + 1
+
+
+def test_relative_scores_are_not_calibrated_and_keep_their_name() -> None:
+    with pytest.raises(ConfigError, match="unit='nats'"):
+        LensNet(config()).calibrate(1.0, 0.0)
+    with pytest.raises(ConfigError, match="relative or nats"):
+        config(unit="bits")
+    assert "calibration" not in LensNet(config()).state_dict()
