@@ -32,6 +32,12 @@
     │   ├── CorruptCheckpoint            a checkpoint that cannot be read
     │   └── UnsupportedModel             an architecture that the adapter cannot drive
     ├── IngestError                      a source that cannot be read at all
+    ├── ServingError                     a request to a scheduler that did not come to its end
+    │   ├── QueueFull                    as many requests wait as may; try again when some are done
+    │   ├── SchedulerClosed              the scheduler is shut down
+    │   ├── SessionClosed                the session was closed while it was being served
+    │   ├── RequestCancelled             somebody asked for that
+    │   └── DeadlineExceeded             its time was over
     └── TrainingError
         ├── DatasetError                 an empty split, a corpus without text
         └── DivergedError                the loss is no longer a finite number
@@ -172,6 +178,30 @@ class UnsupportedModel(ModelError):
 
 class IngestError(MegaContextError):
     """A source that cannot be read at all."""
+
+
+class ServingError(MegaContextError):
+    """A request to a scheduler did not come to its end; what it wrote until then is in its session."""
+
+
+class QueueFull(ServingError):
+    """As many requests wait as may; try again when some are done."""
+
+
+class SchedulerClosed(ServingError):
+    """The scheduler is shut down, or shut down before the request was done."""
+
+
+class SessionClosed(ServingError):
+    """The session was closed, before or while a request of it was served."""
+
+
+class RequestCancelled(ServingError):
+    """The request was cancelled or interrupted."""
+
+
+class DeadlineExceeded(ServingError):
+    """The request was not done within the time that it was given."""
 
 
 class TrainingError(MegaContextError):

@@ -205,6 +205,7 @@ class RowPass(Cache):  # type: ignore[misc]
 
     ``rows``, ``past`` and ``counts`` int64 [b] are those asked for. The pass itself has B ≥ b rows (``size``), ``order`` int64
     [b] tells where those asked for stand among them; the new slots of a row are its last ``counts`` of q (``new``).
+    ``where`` selects the B rows from tensors of R.
     """
 
     def __init__(self, store: RowStore, rows: IntArray, past: IntArray, counts: IntArray, device: torch.device) -> None:
@@ -212,11 +213,11 @@ class RowPass(Cache):  # type: ignore[misc]
         self._store, self.rows, self.past, self.counts = store, rows, past, counts
         self.new, self.held = int(counts.max()), int((past + counts).max())
         first, last = int(rows.min()), int(rows.max()) + 1
-        self._where: slice | Tensor
+        self.where: slice | Tensor
         if last - first <= SPARSEST * len(rows):
-            self._where, self.order, self.size = slice(first, last), rows - first, last - first
+            self.where, self.order, self.size = slice(first, last), rows - first, last - first
         else:
-            self._where, self.order, self.size = torch.from_numpy(rows).to(device), np.arange(len(rows)), len(rows)
+            self.where, self.order, self.size = torch.from_numpy(rows).to(device), np.arange(len(rows)), len(rows)
         real = np.arange(self.new) >= self.new - counts[:, None]
         slot = np.where(real, (past + counts - self.new)[:, None] + np.arange(self.new), 0)
         at = np.zeros((self.size, self.new), dtype=np.int64)
@@ -236,7 +237,7 @@ class RowPass(Cache):  # type: ignore[misc]
         found = []
         for whole, new in zip(self._store.layer(layer_idx, key_states, value_states), (key_states, value_states), strict=True):
             whole[self._to_row, :, self._to_slot] = new[self._from_row, :, self._from_slot]
-            found.append(whole[self._where, :, : self.held])
+            found.append(whole[self.where, :, : self.held])
         return found[0], found[1]
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
