@@ -35,6 +35,11 @@ class Sampler:
         self._config = config
         self._generator = torch.Generator().manual_seed(config.seed)
 
+    @property
+    def looks_back(self) -> bool:
+        """Whether recent tokens matter."""
+        return self._config.repetition_penalty > 1
+
     def __call__(self, logits: Tensor, recent: Tensor) -> int:
         """A token id from logits float32 [V]; ``recent`` int64 [k] are the tokens that a repetition penalty is for."""
         config = self._config

@@ -207,7 +207,7 @@ class Session:
 
     def append(self, text: str) -> int:
         """Add ``text`` to the conversation; returns how many tokens that were."""
-        ids = np.asarray(self.bundle.tokenizer(text, add_special_tokens=False)["input_ids"], dtype=np.int64)
+        ids = np.asarray(self.bundle.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"], dtype=np.int64)
         self.append_tokens(ids)
         return len(ids)
 
@@ -336,10 +336,10 @@ class Session:
         if self.closed:
             raise InvalidInput(f"the session on {self.branch} is closed: open another one with Memory.session")
         now, writer = self._now, self._writer
-        open_ids = writer.open_ids.astype(np.int64)
         before = now.window.timeline
-        if writer.blocks == before.blocks and len(open_ids) == before.open_tokens:
+        if writer.blocks == before.blocks and len(writer.open_ids) == before.open_tokens:
             return
+        open_ids = writer.open_ids.astype(np.int64)
         snapshot = now.snapshot
         if writer.blocks != before.blocks:
             writer.sync()

@@ -88,8 +88,11 @@ class GistEntries:
             return None
         vectors = [slots.vectors for slots in rows]
         places = np.stack([row[at] for row, at in zip(positions, gists, strict=True)])
+        stored = self._stored(vectors, places)
+        if all(at[-1] < by[0] for at, by in zip(gists, reading, strict=True)):
+            return stored  # everything that is read stands behind all gists: a token that is decoded, always
         sees = np.stack([at[None] < by[:, None] for at, by in zip(gists, reading, strict=True)])
-        return self.seen_by(self._stored(vectors, places), torch.from_numpy(sees))
+        return self.seen_by(stored, torch.from_numpy(sees))
 
     def seen_by(self, stored: StoredMemory, sees: Tensor) -> StoredMemory:
         """The same entries, each gist seen only where ``sees`` bool [B or 1, q, m] says so."""

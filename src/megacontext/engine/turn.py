@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,6 +23,8 @@ from megacontext.engine.text_stream import TextStream
 
 if TYPE_CHECKING:
     from megacontext.engine.session import Session
+
+NOTHING = np.zeros(0, dtype=np.int64)
 
 
 class Turn:
@@ -45,7 +48,8 @@ class Turn:
 
     def choose(self, logits: Tensor) -> int:
         """The token that follows, from logits float32 [V]."""
-        return self._sampler(logits, torch.from_numpy(self._session.query()))
+        recent = self._session.query() if self._sampler.looks_back else NOTHING
+        return self._sampler(logits, torch.from_numpy(recent))
 
     def accept(self, token: int) -> str:
         """Take ``token`` as decoded; the text that it makes certain. The end-of-text token ends the turn and is not kept."""

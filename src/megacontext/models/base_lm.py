@@ -83,10 +83,15 @@ class BaseLM:
         """Take a loaded causal LM; freezes it and puts it into eval mode, in place."""
         return cls(model, tokenizer)
 
+    @cached_property
+    def _embedding(self) -> Any:
+        # Asked for several times a token, and transformers takes its time to find it.
+        return self.model.get_input_embeddings()
+
     @property
     def width(self) -> int:
         """d, the width of an input embedding."""
-        return int(self.model.get_input_embeddings().weight.shape[1])
+        return int(self._embedding.weight.shape[1])
 
     @property
     def vocab_size(self) -> int:
@@ -112,13 +117,13 @@ class BaseLM:
     @property
     def dtype(self) -> torch.dtype:
         """Of embeddings and activations."""
-        dtype: torch.dtype = self.model.get_input_embeddings().weight.dtype
+        dtype: torch.dtype = self._embedding.weight.dtype
         return dtype
 
     @property
     def device(self) -> torch.device:
         """Where embeddings have to be."""
-        device: torch.device = self.model.get_input_embeddings().weight.device
+        device: torch.device = self._embedding.weight.device
         return device
 
     @cached_property
@@ -142,7 +147,7 @@ class BaseLM:
     def embedding_rms(self) -> float:
         """Root mean square of the embedding module's output over (a strided sample of) the
         vocabulary: the scale of a gist."""
-        rows = int(self.model.get_input_embeddings().weight.shape[0])
+        rows = int(self._embedding.weight.shape[0])
         ids = torch.arange(0, rows, max(1, rows // RMS_SAMPLE), device=self.device)
         with torch.no_grad():
             return float(self.embed(ids[None]).float().square().mean().sqrt())
@@ -150,7 +155,7 @@ class BaseLM:
     def embed(self, ids: Tensor) -> Tensor:
         """int64 [B, T] to [B, T, d]: the embedding module's output, which some families scale (not
         rows of its weight)."""
-        output: Tensor = self.model.get_input_embeddings()(ids.to(self.device))
+        output: Tensor = self._embedding(ids.to(self.device))
         return output
 
     def enable_lookup(self) -> None:

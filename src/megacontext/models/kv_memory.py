@@ -16,6 +16,7 @@ grouped-query attention all query heads of a group read with it.
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -31,6 +32,9 @@ from megacontext.errors import ConfigError, UnsupportedModel
 
 ATTENTION = "megacontext_lookup"
 """Under this name transformers knows the attention below."""
+
+FEW = 8
+"""Up to this many new slots, entries and slots are read one after the other; for more, copying them together is cheaper."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -230,29 +234,54 @@ def _with_memory(
     keys, values, bias = memory.read(layer, key, value)
     if mask is None:
         raise UnsupportedModel("a base that reads key/value gists has to be given its mask")
-    lookup = memory.layout.heads_of(layer)
     heads, group = key.shape[1], query.shape[1] // key.shape[1]
+    lookup = memory.layout.heads_of(layer)
+    others, asking, answering, order = _places(tuple(lookup), heads, group)
+    order = order.to(query.device)
+    keys, values = keys.to(key.dtype), values.to(value.dtype)
+    if query.shape[2] <= FEW and memory.stretches is None:
+        looked = _over_both(query[:, asking], key[:, lookup], value[:, lookup], mask, keys, values, bias, scaling)
+    else:
+        rows = max(len(bias), len(mask))
+        both = torch.cat([part.to(mask.dtype).expand(rows, -1, query.shape[2], -1) for part in (bias, mask)], dim=-1)
+        all_keys = torch.cat([keys, key[:, lookup]], dim=2)
+        all_values = torch.cat([values, value[:, lookup]], dim=2)
+        looked = F.scaled_dot_product_attention(
+            query[:, asking], *_for_queries(query[:, asking], all_keys, all_values), attn_mask=both, scale=scaling
+        )
+    if not others:
+        return looked[:, order]
+    rest = query[:, answering]
+    own_keys, own_values = _for_queries(rest, key[:, others], value[:, others])
+    if memory.stretches is None:
+        plain = F.scaled_dot_product_attention(rest, own_keys, own_values, attn_mask=mask, scale=scaling)
+    else:
+        plain = _within_stretches(rest, own_keys, own_values, memory.stretches, scaling)
+    return torch.cat([looked, plain], dim=1)[:, order]
+
+
+@functools.cache
+def _places(lookup: tuple[int, ...], heads: int, group: int) -> tuple[list[int], list[int], list[int], Tensor]:
+    """Heads that do not look up; query heads of those that do and of those that do not; where each query head then stands."""
     others = [head for head in range(heads) if head not in lookup]
+    asking, answering = ([head * group + member for head in chosen for member in range(group)] for chosen in (lookup, others))
+    return others, asking, answering, torch.tensor(asking + answering).argsort()
 
-    def attend(chosen: list[int], k: Tensor, v: Tensor, allow: Tensor | None) -> Tensor:
-        asking = query[:, [head * group + member for head in chosen for member in range(group)]]
-        k, v = _for_queries(asking, k, v)
-        if allow is None:
-            assert memory.stretches is not None
-            return _within_stretches(asking, k, v, memory.stretches, scaling)
-        return F.scaled_dot_product_attention(asking, k, v, attn_mask=allow, scale=scaling)
 
-    rows = max(len(bias), len(mask))
-    both = torch.cat([part.to(mask.dtype).expand(rows, -1, query.shape[2], -1) for part in (bias, mask)], dim=-1)
-    more_keys = torch.cat([keys.to(key.dtype), key[:, lookup]], dim=2)
-    more_values = torch.cat([values.to(value.dtype), value[:, lookup]], dim=2)
-    parts = [(lookup, attend(lookup, more_keys, more_values, both))]
-    if others:
-        allow = mask if memory.stretches is None else None
-        parts.append((others, attend(others, key[:, others], value[:, others], allow)))
-    places = [head * group + member for chosen, _ in parts for head in chosen for member in range(group)]
-    order = torch.tensor(places, device=query.device).argsort()
-    return torch.cat([part for _, part in parts], dim=1)[:, order]
+def _over_both(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor, keys: Tensor, values: Tensor, bias: Tensor, scaling: float
+) -> Tensor:
+    """Attention [B, h·group, q, c] of few queries over entries and slots, without putting the two together: the entries of
+    many gists are far more than a token, and would be copied for every one."""
+    batch, asked, new, width = query.shape
+    shape = (batch, key.shape[1], asked // key.shape[1], new, width)
+    grouped = query.reshape(shape) * scaling
+    slots = grouped @ key.transpose(-1, -2)[:, :, None] + mask[:, :, None]
+    entries = grouped @ keys.transpose(-1, -2)[:, :, None] + bias.to(mask.dtype)[:, :, None]
+    weights = torch.cat([entries, slots], dim=-1).softmax(dim=-1, dtype=torch.float32).to(query.dtype)
+    of_entries, of_slots = weights[..., : keys.shape[2]], weights[..., keys.shape[2] :]
+    mixed: Tensor = of_entries @ values[:, :, None] + of_slots @ value[:, :, None]
+    return mixed.reshape(query.shape)
 
 
 ALL_ATTENTION_FUNCTIONS.register(ATTENTION, lookup_attention)
