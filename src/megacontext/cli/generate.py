@@ -18,6 +18,7 @@ from megacontext.cli.verb import Call, Model
 
 if TYPE_CHECKING:
     from megacontext.engine.events import Event
+    from megacontext.engine.profile import Profile
     from megacontext.engine.sampling import SamplingConfig
     from megacontext.engine.session import Session
 
@@ -53,6 +54,7 @@ def generate(
         Path | None,
         typer.Option(metavar="FILE", help="Write an event log of the window and its focus; see megacontext replay."),
     ] = None,
+    profile: Annotated[bool, typer.Option("--profile", help="Also say where the time of a token goes.")] = False,
     model: Model = None,
 ) -> None:
     """Generate text with the memory, printed as it comes.
@@ -66,7 +68,11 @@ def generate(
     sampling = SamplingConfig(temperature=temperature, top_p=top_p, seed=seed)
     memory = call.ready(model)
     text = given_text(prompt)
-    count = _Count()
+    count, parts = _Count(), None
+    if profile:
+        from megacontext.engine.profile import Profile
+
+        parts = Profile()
     with ExitStack() as stack:
         recorder = stack.enter_context(Recorder.to(record)) if record is not None else None
         listener = count if recorder is None else each_of(count, recorder)
@@ -74,7 +80,7 @@ def generate(
         if recorder is not None:
             recorder.begin(live, prompt=text)
         started = time.perf_counter()
-        answer = _written(live, text, max_new_tokens, sampling, call)
+        answer = _written(live, text, max_new_tokens, sampling, call, parts)
         seconds = time.perf_counter() - started
         commit = live.commit("generate", author=author()) if session is not None else None
         if commit is not None:
@@ -91,10 +97,11 @@ def generate(
             "window": window_facts(live.window),
             "cache": {"forwarded": live.cache_stats.forwarded, "reused": live.cache_stats.reused},
             "missing": list(memory.bundle.missing),
+            **({"ms_per_token": parts.ms_per_token()} if parts is not None else {}),
         }
         if record is not None:
             value["recording"] = str(record)
-    call.show(value, lambda: output.line() if answer and not answer.endswith("\n") else None)
+    call.show(value, lambda: _told(answer, parts))
 
 
 class _Count:
@@ -111,10 +118,27 @@ class _Count:
         self.refocuses += isinstance(event, Refocused)
 
 
-def _written(live: Session, prompt: str, limit: int, sampling: SamplingConfig, call: Call) -> str:
+def _written(live: Session, prompt: str, limit: int, sampling: SamplingConfig, call: Call, profile: Profile | None) -> str:
     pieces = []
-    for piece in live.generate(prompt, max_new_tokens=limit, sampling=sampling):
+    if profile is None:
+        found = live.generate(prompt, max_new_tokens=limit, sampling=sampling)
+    else:
+        found = profile.pieces(live, live.begin_turn(prompt, max_new_tokens=limit, sampling=sampling))
+    for piece in found:
         pieces.append(piece)
         if not call.json:
             output.piece(piece)
     return "".join(pieces)
+
+
+def _told(answer: str, profile: Profile | None) -> None:
+    """The end of the line, and where the time went."""
+    if answer and not answer.endswith("\n"):
+        output.line()
+    if profile is not None:
+        from megacontext.engine.profile import PARTS
+
+        spent = profile.ms_per_token()
+        output.table(
+            ("part", "ms per token", ""), [(part, f"{spent[part]:.3f}", PARTS[part]) for part in PARTS], right=("ms per token",)
+        )

@@ -63,6 +63,14 @@ class Profile:
         self.seconds["rest"] += time.perf_counter() - started - (self.total - before)
         return text
 
+    def pieces(self, session: Session, turn: Turn) -> Iterator[str]:
+        """The whole turn, yielding text as it becomes certain."""
+        while not turn.finished:
+            if piece := self.token(session, turn):
+                yield piece
+        if rest := turn.end():
+            yield rest
+
     @property
     def total(self) -> float:
         """Seconds in all parts."""
