@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from megacontext.engine.api import init as init
     from megacontext.engine.api import open as open
     from megacontext.engine.memory import Memory as Memory
+    from megacontext.engine.scheduler import Scheduler as Scheduler
     from megacontext.engine.session import Session as Session
     from megacontext.engine.session import SessionConfig as SessionConfig
     from megacontext.errors import MegaContextError as MegaContextError
@@ -32,13 +33,14 @@ __version__ = "0.1.0"
 _LAZY = {
     "Memory": "megacontext.engine.memory",
     "MegaContextError": "megacontext.errors",
+    "Scheduler": "megacontext.engine.scheduler",
     "Session": "megacontext.engine.session",
     "SessionConfig": "megacontext.engine.session",
     "init": "megacontext.engine.api",
     "open": "megacontext.engine.api",
 }
 
-__all__ = ["MegaContextError", "Memory", "Session", "SessionConfig", "__version__", "init", "open"]
+__all__ = ["MegaContextError", "Memory", "Scheduler", "Session", "SessionConfig", "__version__", "init", "open"]
 
 
 def __getattr__(name: str) -> Any:

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from megacontext.engine.prune import Pruned
     from megacontext.engine.remove import Removal
     from megacontext.engine.repack import Repacked
+    from megacontext.engine.scheduler import Scheduler
     from megacontext.engine.session import Session, SessionConfig
     from megacontext.index.suffix import SuffixIndex
     from megacontext.models.positions import PositionStrategy
@@ -312,6 +313,17 @@ class Memory(Searching):
         from megacontext.index.suffix import SuffixIndex
 
         return SuffixIndex(self.repository.root)
+
+    def scheduler(self, **settings: int) -> Scheduler:
+        """Serves many sessions of this model at once, decoding them together; ``settings`` as in ``SchedulerConfig``::
+
+        with memory.scheduler(rows=16) as scheduler:
+            requests = [scheduler.submit(session, prompt) for session in sessions]
+            for piece in requests[0]: ...
+        """
+        from megacontext.engine.scheduler import Scheduler, SchedulerConfig
+
+        return Scheduler(self.bundle, SchedulerConfig(**settings))
 
     def drop_session(self, branch: str) -> None:
         """Remove a session's branch; what it wrote is then unreachable."""

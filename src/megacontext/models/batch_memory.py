@@ -28,7 +28,7 @@ class RowMemory:
 
     def read(self, rows: RowPass, memories: Sequence[StoredMemory | None], starts: Sequence[int]) -> StoredMemory | None:
         """What lookup heads read in a pass over ``rows``, given the memory of each (None: it has no gists), whose bias
-        [1, 1, ≥ q, m] from ``starts`` on is for the new slots. None where no row has gists."""
+        [1, 1, ≥ q, m] from ``starts`` on is for the new slots ([1, 1, 1, m]: for all of them). None where no row has gists."""
         given = [(at, memory) for at, memory in enumerate(memories) if memory is not None]
         if not given:
             return None
@@ -37,7 +37,9 @@ class RowMemory:
         for at, memory in given:
             self._write(int(rows.rows[at]), memory)
             count, mine = int(rows.counts[at]), memory.bias[0, 0]
-            bias[int(rows.order[at]), 0, rows.new - count :, : mine.shape[1]] = mine[starts[at] : starts[at] + count]
+            if len(mine) > 1:
+                mine = mine[starts[at] : starts[at] + count]
+            bias[int(rows.order[at]), 0, rows.new - count :, : mine.shape[1]] = mine
         keys, values = ({layer: part[rows.where, :, :most] for layer, part in whole.items()} for whole in self._whole)
         return StoredMemory(layout=sample.layout, keys=keys, values=values, bias=bias)
 
