@@ -17,6 +17,7 @@ from megacontext.evaluation.speed_bench.summary import summary
 from megacontext.evaluation.speed_bench.tables import aim_rows, decode_rows, ingest_rows, profile_rows, refocus_rows
 from megacontext.testing.tiny_bundle import save_tiny_bundle
 from megacontext.testing.tiny_models import byte_tokenizer, tiny_base
+from tools.report import speed as page
 
 TINY = SpeedBenchConfig(
     histories=(1024, 2048),
@@ -90,6 +91,17 @@ def test_tables_have_a_row_for_every_record(result: dict[str, Any]) -> None:
     assert len(profile_rows(result)) == 2
     verdicts = {verdict for *_, verdict in aim_rows(result)}
     assert verdicts <= {"met", "**missed**", "not an aim"}
+
+
+def test_the_page_shows_every_record_and_draws_every_arm(result: dict[str, Any]) -> None:
+    for block in (page.decode, page.refocus, page.profile, page.ingest, page.first_token, page.roofline, page.aims):
+        assert block(result).count("\n") >= 3
+    drawn = page.drawn(result)
+    assert drawn == page.drawn(result) and all(label in drawn for label, _ in page.ARMS.values())
+    busy = {**result, "quick": True, "environment": {"threads": 1, "load": [9.0, 8.0]}}
+    assert "busy" in page.load(busy) and "Nothing else" in page.load(
+        {**busy, "environment": {"threads": 1, "load": [0.1, 1.0]}}
+    )
 
 
 def test_a_prefill_adds_up_what_its_pieces_take() -> None:
