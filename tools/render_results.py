@@ -23,7 +23,7 @@ from tools.report.template import render
 ROOT = Path(__file__).parent.parent
 RESULTS, PAGE, FIGURES = "benchmarks/results", "docs/poc_results.md", "docs/poc_results"
 TEMPLATE = "docs/poc_results.template.md"
-TEMPLATES = {PAGE: TEMPLATE, "docs/storage.md": "docs/storage.template.md"}
+TEMPLATES = {PAGE: TEMPLATE, **{f"docs/{page}.md": f"docs/{page}.template.md" for page in ("performance", "storage")}}
 MARK = "<!-- Rendered from {results}: edit {template}, then run python -m tools.render_results. -->\n"
 
 

@@ -12,7 +12,7 @@ from megacontext.evaluation.storage_bench.tables import COLUMNS as STORAGE_COLUM
 from megacontext.evaluation.storage_bench.tables import summary_rows as storage_summary
 from megacontext.evaluation.storage_bench.tables import table_rows as storage_rows
 from megacontext.evaluation.tables import LABELS, difference_rows, quality_markdown
-from tools.report import experiments, plots, scaling
+from tools.report import experiments, plots, scaling, speed
 from tools.report.files import Result, Results
 from tools.report.markdown import figure_text, table, with_interval
 from tools.report.targets import target_rows
@@ -22,6 +22,9 @@ RECOVERED = {
     "swapped": ("swapped gists", plots.RED),
     "recency": ("as many raw tokens", plots.GREY),
 }
+
+OWN_PAGES = ("speed", "storage")
+"""Kinds of results that have a page of their own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +55,16 @@ class Blocks:
             "scaling_plot": self.scaling_plot,
             "storage_table": storage_table,
             "storage_aims": storage_aims,
+            "speed_aims": speed.aims,
+            "speed_load": speed.load,
+            "speed_decode": speed.decode,
+            "speed_plot": self.speed_plot,
+            "speed_refocus": speed.refocus,
+            "speed_profile": speed.profile,
+            "speed_reuse": speed.reuse,
+            "speed_ingest": speed.ingest,
+            "speed_first_token": speed.first_token,
+            "speed_roofline": speed.roofline,
             "sources": self.sources,
         }
 
@@ -184,10 +197,14 @@ class Blocks:
                 parts.append(self._plot(f"scaling-{arm}", text, plots.scaling(points, laws)))
         return "\n\n".join(parts)
 
+    def speed_plot(self, result: Result) -> str:
+        """Milliseconds per token over the history, for both bases."""
+        return self._plot("speed-decode", "Milliseconds per token over tokens of history", speed.drawn(result))
+
     def sources(self, *kinds: str) -> str:
         """Every result file of these kinds, or of all that are about models."""
         chosen = {
-            kind: named for kind, named in self.results.by_kind.items() if (kind in kinds if kinds else kind != "storage")
+            kind: named for kind, named in self.results.by_kind.items() if (kind in kinds if kinds else kind not in OWN_PAGES)
         }
         names = [("runs/" if kind == "run" else "") + name for kind, named in chosen.items() for name in named]
         return ", ".join(f"`{name}.json`" for name in sorted(names))

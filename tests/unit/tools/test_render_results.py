@@ -30,6 +30,8 @@ def root(tmp_path: Path) -> Path:
         template, found = re.subn(rf"<!-- let: {name} = \S+ -->", f"<!-- let: {name} = {path} -->", template)
         assert found == 1
     (tmp_path / TEMPLATE).write_text(template)
+    performance = TEMPLATES["docs/performance.md"]
+    (tmp_path / performance).write_text((ROOT / performance).read_text())
     storage = (ROOT / TEMPLATES[STORAGE]).read_text()
     storage, found = re.subn(r"<!-- let: full = \S+ -->", "<!-- let: full = storage.disk -->", storage)
     assert found == 1
