@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from megacontext.engine import conversation
+from megacontext.engine.archived import out_of_reach, refuse
 from megacontext.engine.events import ConvertStarted, Listener, nobody
 from megacontext.engine.gist_builder import GistBuilder
 from megacontext.engine.ingest import Ingest, IngestConfig
@@ -41,7 +42,8 @@ _WHOLE = IngestConfig(commit_blocks=2**62)
 @dataclass(frozen=True, kw_only=True)
 class Converted:
     """A branch: `origin` is the commit of the old memory that `commit` here holds the texts of. `documents` were converted by
-    this run, `removed` taken out; `commits` were made. `differing` are sources whose text is not the same here as there."""
+    this run, `removed` taken out; `commits` were made. `differing` are sources whose text is not the same here as there,
+    `skipped` those that were left out since their raw tokens are archived where they cannot be read."""
 
     branch: str
     origin: str
@@ -52,6 +54,7 @@ class Converted:
     tokens: int
     blocks: int
     differing: tuple[str, ...]
+    skipped: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +92,7 @@ def convert(
     *,
     branches: Sequence[str] = (),
     history: bool = False,
+    skip_pruned: bool = False,
     author: str = "",
     listener: Listener = nobody,
 ) -> ConvertReceipt:
@@ -96,10 +100,14 @@ def convert(
 
     With `history`, every commit since the first becomes one, with its author, time and message; otherwise a branch becomes one
     commit, or several while it grows. What is there already stays: called again, it goes on, or brings over what is new.
+
+    What is pruned is read in its archive. Where one is not at hand, its documents are left out with `skip_pruned`, and the
+    receipt names them; without it DetailPruned is raised, with what came before them converted.
     """
     started = time.perf_counter()
     names = tuple(dict.fromkeys(branches)) or (old.repository.head,)
-    converted = tuple(_Branch(old, new, name, listener)(history=history, author=author) for name in names)
+    whole = old.unpruned()
+    converted = tuple(_Branch(whole, new, name, skip_pruned, listener)(history=history, author=author) for name in names)
     return ConvertReceipt(
         path=str(new.repository.root), model=new.model, branches=converted, seconds=time.perf_counter() - started
     )
@@ -148,8 +156,9 @@ def _require_other(old: Repository, tokenizer: str, model: str | Path) -> None:
 class _Branch:
     """One branch on its way."""
 
-    def __init__(self, old: Layered, new: Layered, name: str, listener: Listener) -> None:
+    def __init__(self, old: Layered, new: Layered, name: str, skip_pruned: bool, listener: Listener) -> None:
         self._old, self._new, self._name, self._tell = old, new, name, listener
+        self._skip_pruned, self._skipped = skip_pruned, dict[str, None]()
         bundle = new.models
         self._builder = GistBuilder(bundle.base, bundle.gists) if bundle.gists is not None else None
         self._tokenizer = bundle.tokenizer
@@ -179,7 +188,8 @@ class _Branch:
             commits=commits.index(before.commit_name),
             tokens=sum(record.tokens for record in after.documents.live()),
             blocks=after.blocks - before.blocks,
-            differing=tuple(differing(old, view, new, after)),
+            differing=tuple(differing(old, view, new, after, self._skipped)),
+            skipped=tuple(self._skipped),
         )
 
     def _begin(self, chain: list[str]) -> None:
@@ -227,6 +237,11 @@ class _Branch:
         """From what was `known` (sources, or those that are `here`) to what a snapshot sees."""
         live = _live(view)
         records = [record for source, record in live.items() if source not in known or _differ(record, known[source])]
+        lost = out_of_reach(self._old.repository, origin, records)
+        if not self._skip_pruned:
+            refuse(lost, "a conversion", "; with --skip-pruned all others are converted")
+        self._skipped.update({record.source: None for record in lost})
+        records = [record for record in records if record not in lost]
         gone = sorted((known.keys() if here is None else here) - live.keys())
         return _Step(origin, view.commit, view, records, gone)
 
@@ -313,10 +328,12 @@ class _Branch:
         set_marks(self._new.repository, self._name, marks, f"Labels\n\n{ORIGIN}{view.commit_name}")
 
 
-def differing(old: Layered, there: Snapshot, new: Layered, here: Snapshot) -> Iterator[str]:
-    """Sources of live documents whose text, or what is known of it, is not the same in both."""
-    ours = {record.source: record for record in here.documents.live()}
+def differing(old: Layered, there: Snapshot, new: Layered, here: Snapshot, skipped: Collection[str] = ()) -> Iterator[str]:
+    """Sources of live documents whose text, or what is known of it, is not the same in both; skipped ones aside."""
+    ours = {record.source: record for record in here.documents.live() if record.source not in skipped}
     for record in there.documents.live():
+        if record.source in skipped:
+            continue
         mine = ours.pop(record.source, None)
         # An empty text has no tokens, and is no document.
         if mine is None and not record.tokens:

@@ -5,17 +5,19 @@ No block passes through GistNet again; only the levels above are made for where 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from megacontext.core import BLOCK
+from megacontext.core.node import BoolArray
+from megacontext.core.ranges import BlockRange, BlockRanges, joined
 from megacontext.engine.bundle import Bundle
 from megacontext.engine.gist_builder import F16, U8, U32, GistBuilder, NoGists
 from megacontext.engine.merge_plan import Edit, Plan, put_labels
 from megacontext.engine.remove import remove_one
-from megacontext.storage import BranchWriter, DocumentRecord, Repository, Snapshot, Transaction
+from megacontext.storage import BranchWriter, DocumentRecord, Snapshot, Transaction
 
 Starts = ArrayLike | None
 
@@ -24,12 +26,15 @@ BATCH_BLOCKS = 512
 COMMIT_BLOCKS = 32_768
 
 
-def carry_out(repository: Repository, transaction: Transaction, bundle: Bundle, other: Snapshot, plan: Plan) -> tuple[str, int]:
+def carry_out(
+    transaction: Transaction, bundle: Bundle, other: Snapshot, plan: Plan, pruned: Iterable[BlockRange] = ()
+) -> tuple[str, int]:
     """Carries out `plan` with documents of `other`, aside; returns the commit that holds the result, for the transaction to
-    apply, and how many blocks were written."""
+    apply, and how many blocks were written. Blocks of `other` that are `pruned` are so in the result; it has to give out their
+    tokens all the same."""
     builder = GistBuilder(bundle.base, bundle.gists) if bundle.gists is not None else None
     with transaction.writer(builder.spec if builder else None) as writer:
-        copying = _Copying(repository, writer, builder, other)
+        copying = _Copying(writer, builder, other, pruned)
         start = writer.blocks
         put_labels(writer, plan.labels)
         for edit in plan.edits:
@@ -40,8 +45,11 @@ def carry_out(repository: Repository, transaction: Transaction, bundle: Bundle, 
 class _Copying:
     """Carries out edits in a writer, with documents of another state."""
 
-    def __init__(self, repository: Repository, writer: BranchWriter, builder: GistBuilder | None, other: Snapshot) -> None:
-        self._repository, self._writer, self._builder, self._other = repository, writer, builder, other
+    def __init__(
+        self, writer: BranchWriter, builder: GistBuilder | None, other: Snapshot, pruned: Iterable[BlockRange]
+    ) -> None:
+        self._writer, self._builder, self._other = writer, builder, other
+        self._pruned = BlockRanges.of(joined(pruned))
         self._timeline = writer.snapshot().timeline()
         self._committed = writer.blocks
         # Blocks whose gists the other state has, made by the same GistNet.
@@ -72,20 +80,21 @@ class _Copying:
         for start, stop in _pieces(*record.span):
             blocks = np.arange(start, stop, dtype=np.int64)
             chars, lines = self._other.spans_at(blocks)
-            self._append(self._other.tokens(start, stop), self._other.fill(start, stop), self._gists(start, stop), chars, lines)
+            gone = self._pruned.touch(blocks, blocks + 1)
+            ids, fill = self._other.tokens(start, stop), self._other.fill(start, stop)
+            self._append(ids, fill, self._gists(start, stop), chars, lines, gone)
         rest = len(self._other.open_ids) if record.open else 0
         if rest:
             last = np.zeros((1, BLOCK), np.uint32)
             last[0, :rest] = self._other.open_ids
-            self._append(last, np.array([rest], np.uint8), None, None, None)
+            self._append(last, np.array([rest], np.uint8), None, None, None, None)
         patches = None
         if replaced is not None:
             self._timeline = self._timeline.extend(writer.blocks).kill(*replaced.span)
             if self._builder is not None:
                 patches = self._builder.remake(writer.written_layer(), self._timeline, [replaced.span])
-        original = self._repository.read_object(record.original) if record.original else None
         copied = writer.end_document(
-            chars=record.chars, lines=record.lines, original=original, replaces=replaced, patches=patches
+            chars=record.chars, lines=record.lines, original=record.original or None, replaces=replaced, patches=patches
         )
         for name, start, stop in self._other.labels.parts(*record.span):
             writer.label_blocks([name], copied.start_block + start, copied.start_block + stop)
@@ -96,12 +105,14 @@ class _Copying:
             return None
         return self._other.gists(1, start, stop, self._builder.spec.fingerprint)
 
-    def _append(self, ids: U32, fill: U8, level_one: F16 | None, chars: Starts, lines: Starts) -> None:
+    def _append(
+        self, ids: U32, fill: U8, level_one: F16 | None, chars: Starts, lines: Starts, pruned: BoolArray | None
+    ) -> None:
         gists = None
         if self._builder is not None:
             stored = self._writer.written_layer() if self._writer.blocks else NoGists()
             gists = self._builder.extend(stored, ids, fill, timeline=self._timeline, level_one=level_one)
-        self._writer.append_blocks(ids, fill, gists=gists, chars=chars, lines=lines)
+        self._writer.append_blocks(ids, fill, gists=gists, chars=chars, lines=lines, pruned=pruned)
 
 
 def _pieces(start: int, stop: int) -> Iterator[tuple[int, int]]:

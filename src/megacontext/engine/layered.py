@@ -6,7 +6,7 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from megacontext.engine.events import Listener, nobody
 from megacontext.engine.label import Labelling
@@ -99,15 +99,22 @@ class Layered(Labelling):
         model: str | Path,
         branches: Sequence[str] = (),
         history: bool = False,
+        skip_pruned: bool = False,
         author: str = "",
         listener: Listener = nobody,
     ) -> ConvertReceipt:
         """Make a memory of the same texts for a model with another tokenizer, in a new folder; see ``engine.convert``.
 
         ``branches`` (default: the current one) keep their names; with ``history`` each of their commits becomes one. Called
-        again after an interruption, or when this memory has grown, it goes on.
+        again after an interruption, or when this memory has grown, it goes on. ``skip_pruned`` leaves out documents whose raw
+        tokens are in an archive that is not at hand.
         """
         from megacontext.engine.convert import convert, opened_for
 
         new = opened_for(self.repository, path, model, branches)
-        return convert(self, new, branches=branches, history=history, author=author, listener=listener)
+        options = {"history": history, "skip_pruned": skip_pruned}
+        return convert(self, new, branches=branches, author=author, listener=listener, **options)
+
+    def unpruned(self) -> Self:
+        """The same memory with the raw tokens of what is pruned, which are read in their archives."""
+        return type(self)(self.repository.unpruned(), self._given, self.model)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from megacontext.engine.merge_plan import Choice, Edit, Plan, plan_merge, plan_revert, put_labels
@@ -53,6 +54,10 @@ class Merger:
     def __init__(self, repository: Repository, bundle: Callable[[], Bundle]) -> None:
         self._repository, self._bundle = repository, bundle
 
+    @cached_property
+    def _whole(self) -> Repository:
+        return self._repository.unpruned() if not self._repository.deny else self._repository
+
     def merge(
         self,
         reference: str,
@@ -72,7 +77,8 @@ class Merger:
             bases = self._repository.merge_bases(before, theirs_name)
             if theirs_name in bases:
                 return Merged(before=before, commit=before, ahead=ahead)
-            ours, theirs = self._repository.snapshot(before), self._repository.snapshot(theirs_name)
+            # Conversations are compared by their tokens, and copies sealed with them: pruned ones are read in their archive.
+            ours, theirs = self._whole.snapshot(before), self._whole.snapshot(theirs_name)
             _refuse_open(ours, transaction.branch)
             erased = load_erased(self._repository.root)
             if before in bases and _may_stand_for(theirs, ours):
@@ -82,7 +88,7 @@ class Merger:
                     return _result(
                         plan, before, theirs_name, max(theirs.blocks - ours.blocks, 0), fast_forward=True, ahead=ahead
                     )
-            plan = plan_merge(self._repository, ours, theirs, bases, choice, reference).without_erased(erased)
+            plan = plan_merge(self._whole, ours, theirs, bases, choice, reference).without_erased(erased)
             text = message or f"Merge {reference}"
             return self._carry_out(transaction, plan, theirs, text, author, parents=(theirs_name,), ahead=ahead)
 
@@ -95,10 +101,10 @@ class Merger:
         name = repository.resolve(reference)
         commit = repository.commit(name)
         with repository.transaction(branch) as transaction:
-            after = repository.snapshot(name)
-            past = repository.snapshot(commit.parents[0]) if commit.parents else None
-            now = repository.snapshot(transaction.commit_name)
-            plan = plan_revert(repository, now, past, after).without_erased(load_erased(repository.root))
+            after = self._whole.snapshot(name)
+            past = self._whole.snapshot(commit.parents[0]) if commit.parents else None
+            now = self._whole.snapshot(transaction.commit_name)
+            plan = plan_revert(self._whole, now, past, after).without_erased(load_erased(repository.root))
             if not plan.edits:
                 return _result(plan, transaction.commit_name, transaction.commit_name, 0)
             _refuse_open(now, transaction.branch)
@@ -135,7 +141,8 @@ class Merger:
         if plan.edits:
             from megacontext.engine.copying import carry_out
 
-            made, blocks = carry_out(self._repository, transaction, self._bundle(), other, plan)
+            pruned = self._repository.snapshot(other.commit_name).timeline().pruned
+            made, blocks = carry_out(transaction, self._bundle(), other, plan, pruned)
         elif plan.labels:
             with transaction.writer(None) as writer:
                 put_labels(writer, plan.labels)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from megacontext.core.ranges import BlockRange
 from megacontext.engine.remove import matching
-from megacontext.errors import ConfigError
+from megacontext.errors import BranchLocked, ConfigError
 from megacontext.storage import DocumentRecord, Repository, Snapshot, audit
 from megacontext.storage.pruning import Choice, Moved
 
@@ -16,19 +18,20 @@ from megacontext.storage.pruning import Choice, Moved
 @dataclass(frozen=True, kw_only=True)
 class Pruned:
     """What was pruned or restored, or in a dry run would be: documents by source, how many blocks of them lost (or got back)
-    their raw tokens, in how many objects of how many bytes. ``kept`` blocks stay: they are under a protected tag, or at the end
-    of a branch, which is still written. A dry run names all documents that were asked for, those that stay too."""
+    their raw tokens, in how many objects of how many bytes. ``kept`` blocks stay as they are; ``keepers`` maps each branch and
+    tag that keeps some of them to why."""
 
     documents: tuple[str, ...]
     blocks: int
     objects: int
     bytes: int
     kept: int
+    keepers: Mapping[str, str]
     dry_run: bool
 
     def to_json(self) -> dict[str, Any]:
         """The same as plain data."""
-        return {**asdict(self), "documents": list(self.documents)}
+        return {**asdict(self), "documents": list(self.documents), "keepers": dict(self.keepers)}
 
 
 def prune(
@@ -44,24 +47,39 @@ def prune(
     (seconds since 1970), with all their versions. Their gists stay; ``archive`` is a folder (None: in the memory).
 
     Raises UnknownReference where a pattern fits nothing. Blocks are counted as of now; the objects of older versions go along.
+    What is in no commit yet is committed first, unless somebody is writing the branch; then it stays, and that is said.
     """
+    _chosen(repository.snapshot(), patterns, before)
+    if not dry_run:
+        with suppress(BranchLocked), repository.transaction():  # which begins with a commit of what the journal holds
+            pass
     snapshot = repository.snapshot()
     records = _chosen(snapshot, patterns, before)
-    sources = tuple(record.source for record in records)
-    pruner, choice = repository.pruner(), _by_source(sources)
-    detail = pruner.without_kept(pruner.find(snapshot.commit_name, choice), snapshot.commit_name, choice)
-    objects = len(detail.pieces) + len(detail.originals)
-    raw = _raw(snapshot, records)
-    if dry_run:
-        blocks, kept = raw - detail.kept, detail.kept
-        return Pruned(documents=sources, blocks=blocks, objects=objects, bytes=0, kept=kept, dry_run=True)
-    moved = pruner.prune(detail, archive)
-    if moved.objects:
+    pruner, choice = repository.pruner(), _by_source([record.source for record in records])
+    found = pruner.find(snapshot.commit_name, choice)
+    with pruner.held(found, commit=not dry_run) as busy:
+        detail = pruner.without_kept(found, busy)
+        # Those of a journal come with the next commit, which begins what is not a dry run.
+        going = pruner.going(detail, snapshot.commit_name)
+        going += ((snapshot.commit.blocks, snapshot.blocks),) if dry_run and repository.head not in busy else ()
+        raw = {record: _raw(snapshot, record.span) for record in records}
+        goes = {record: sum(_raw(snapshot, span) for span in _common(going, [record.span])) for record in records}
+        moved = Moved(objects=len(detail.pieces) + len(detail.originals), rows=0, bytes=0)
+        if not dry_run:
+            moved = pruner.prune(detail, archive)
+    sources = tuple(record.source for record in records if goes[record] or (record.original in detail.originals))
+    if moved.objects and not dry_run:
         _log(repository, "prune", len(sources), moved, author)
-    now = repository.snapshot()
-    blocks = raw - _raw(now, records)
-    went = tuple(record.source for record in records if _raw(now, [record]) < _raw(snapshot, [record]))
-    return Pruned(documents=went, blocks=blocks, objects=moved.objects, bytes=moved.bytes, kept=raw - blocks, dry_run=False)
+    blocks = sum(goes.values())
+    return Pruned(
+        documents=sources,
+        blocks=blocks,
+        objects=moved.objects,
+        bytes=moved.bytes,
+        kept=sum(raw.values()) - blocks,
+        keepers=detail.keepers,
+        dry_run=dry_run,
+    )
 
 
 def restore(
@@ -73,28 +91,32 @@ def restore(
     author: str = "",
 ) -> Pruned:
     """Brings raw tokens back, bit for bit: those of live documents that fit ``patterns``, or all. ``archive`` is where to look
-    instead of where they were put. Raises MissingObject, CorruptObject with what came before them restored."""
+    instead of where they were put. Raises MissingObject, CorruptObject with what came before them restored, BranchLocked where
+    they are the end of a branch that somebody is writing."""
     snapshot = repository.snapshot()
     records = matching(snapshot, patterns) if patterns else list(snapshot.documents.live())
     pruner = repository.pruner()
     choice = _by_source([record.source for record in records])
     detail = pruner.find(snapshot.commit_name, choice) if patterns else None
-    records = [record for record in records if _raw(snapshot, [record]) < record.blocks]
-    sources = tuple(record.source for record in records)
-    if dry_run:
-        blocks = sum(record.blocks for record in records) - _raw(snapshot, records)
-        return Pruned(documents=sources, blocks=blocks, objects=0, bytes=0, kept=0, dry_run=True)
-    moved = pruner.restore(detail, archive)
-    if moved.objects:
-        _log(repository, "restore", len(sources), moved, author)
-    now = _raw(repository.snapshot(), records)
+    records = [record for record in records if _raw(snapshot, record.span) < record.blocks]
+    held = detail or pruner.all(snapshot.commit_name)
+    with pruner.held(held) as busy:
+        if busy and not dry_run:
+            raise BranchLocked(next(iter(busy.values())))
+        moved = pruner.restore(detail, archive, look=dry_run)
+    if moved.objects and not dry_run:
+        _log(repository, "restore", len(records), moved, author)
+    lack = sum(record.blocks - _raw(snapshot, record.span) for record in records)
+    now = snapshot if dry_run else repository.snapshot()
+    left = 0 if dry_run else sum(record.blocks - _raw(now, record.span) for record in records)
     return Pruned(
-        documents=sources,
-        blocks=now - _raw(snapshot, records),
+        documents=tuple(record.source for record in records),
+        blocks=lack - left,
         objects=moved.objects,
         bytes=moved.bytes,
-        kept=sum(record.blocks for record in records) - now,
-        dry_run=False,
+        kept=left,
+        keepers={},
+        dry_run=dry_run,
     )
 
 
@@ -111,10 +133,14 @@ def _by_source(sources: Sequence[str]) -> Choice:
     return lambda record: record.source in known
 
 
-def _raw(snapshot: Snapshot, records: Sequence[DocumentRecord]) -> int:
-    """How many blocks of documents can be read raw."""
+def _raw(snapshot: Snapshot, span: BlockRange) -> int:
+    """How many blocks of a span can be read raw."""
     timeline = snapshot.timeline()
-    return sum(int((timeline.finest(timeline.present(*record.span)) == 0).sum()) for record in records)
+    return int((timeline.finest(timeline.present(*span)) == 0).sum())
+
+
+def _common(left: Iterable[BlockRange], right: Iterable[BlockRange]) -> list[BlockRange]:
+    return [(max(a, c), min(b, d)) for a, b in left for c, d in right if max(a, c) < min(b, d)]
 
 
 def _log(repository: Repository, act: str, documents: int, moved: Moved, author: str) -> None:

@@ -7,9 +7,10 @@ it; the layer is bit for bit the one of a memory that was written with that Gist
 from __future__ import annotations
 
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from megacontext.engine.archived import out_of_reach, refuse
 from megacontext.engine.events import BlocksRegisted, Committed, Listener, RegistStarted, nobody
 from megacontext.engine.gist_builder import GistBuilder
 from megacontext.engine.status import LayerStatus, layers_of
@@ -38,13 +39,15 @@ class RegistConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class RegistReceipt:
-    """The layer `fingerprint` of `branch` covers all its `blocks` now, `made` of them since this run began."""
+    """The layer `fingerprint` of `branch` covers all its `blocks` now, `made` of them since this run began; the tokens of
+    `archived` of these are pruned and were read in their archive."""
 
     fingerprint: str
     branch: str
     commit: str
     blocks: int
     made: int
+    archived: int
     seconds: float
 
     def to_json(self) -> dict[str, Any]:
@@ -65,11 +68,13 @@ def regist(
 ) -> RegistReceipt:
     """Lays the encoder's gists over all that a branch (default: the current one) holds, or brings them up to date.
 
-    `model` is what the log calls the GistNet. Holds the branch: raises BranchLocked while somebody else writes it.
+    `model` is what the log calls the GistNet. Holds the branch: raises BranchLocked while somebody else writes it. What is
+    pruned is read in its archive and stays pruned; raises DetailPruned, which names the documents, where one is not at hand.
     """
     started = time.perf_counter()
     builder = GistBuilder(base, encoder)
     with repository.add_layer(builder.spec, branch) as writer:
+        archived = _archived(repository, writer)
         run = _Run(writer, config or RegistConfig(), f"{builder.spec.fingerprint[:12]} of {model}".removesuffix(" of "), author)
         listener(RegistStarted(fingerprint=builder.spec.fingerprint, covered=writer.blocks, blocks=writer.tokens.blocks))
         first = writer.blocks
@@ -80,8 +85,19 @@ def regist(
             commit=commit,
             blocks=writer.blocks,
             made=writer.blocks - first,
+            archived=archived,
             seconds=time.perf_counter() - started,
         )
+
+
+def _archived(repository: Repository, writer: LayerWriter) -> int:
+    """How many blocks have to be read in an archive. Raises DetailPruned where one is not at hand."""
+    need = [(max(start, writer.blocks), stop) for start, stop in writer.pruned() if stop > writer.blocks]
+    if need:
+        # Dead documents are among them: a layer has a gist of every block.
+        records = [replace(record, original="") for record in writer.tokens.documents if record.blocks]
+        refuse(out_of_reach(repository, writer.tokens.commit_name, records), "a layer of gists")
+    return sum(stop - start for start, stop in need)
 
 
 class _Run:

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import math
 import threading
 from collections.abc import Callable
 
 import numpy as np
 
 from megacontext.errors import CorruptObject, UnknownReference
-from megacontext.storage.gather import LARGEST_ROW, gather, position, row_bytes
+from megacontext.storage.gather import LARGEST_ROW, gather, position, reachable, row_bytes
 from megacontext.storage.tensors import I64, Array
 
 # How many pieces a column remembers, as many as a reader keeps objects.
 REMEMBERED = 8192
-# The number of the tail among the pieces, and the origin of a piece that was not fetched yet.
+# The number of the tail among the pieces.
 _TAIL = -1
-_UNKNOWN = -(1 << 62)
 
 
 class Rows:
@@ -70,7 +68,6 @@ class Column:
         self._piece = piece
         self._tail_start = tail_start
         self._tail = tail
-        self._step = math.prod(tail.shape[1:])
         self._pieces = self._none()
         self.count = tail_start + len(tail)
 
@@ -94,15 +91,18 @@ class Column:
 
     def at(self, index: I64) -> Array:
         """Rows at int64 [k] indices, in that order; raises UnknownReference outside the column."""
-        index = np.asarray(index, np.int64)
+        # A copy: what was checked must not be changed by anybody before it is used.
+        index = np.array(index, np.int64, order="C")
         # Seen without a sign, a negative index is larger than any other.
-        highest = int(index.view(np.uint64).max(initial=0)) if index.flags.c_contiguous else self.count
+        highest = int(index.view(np.uint64).max(initial=0))
         if highest >= self.count and len(index):
             self._refuse(index)
-        number = index // self._piece
+        number, row = index // self._piece, index % self._piece
         if highest >= self._tail_start:
-            number[index >= self._tail_start] = _TAIL
-        rows = self._gathered(number, index)
+            behind = index >= self._tail_start
+            number[behind] = _TAIL
+            row[behind] = index[behind] - self._tail_start
+        rows = self._gathered(number, row)
         rows.setflags(write=False)
         return rows
 
@@ -111,19 +111,17 @@ class Column:
         if len(outside):
             raise UnknownReference(f"no {self._name} {int(outside[0])}; there are {self.count}")
 
-    def _gathered(self, number: I64, index: I64) -> Array:
-        """Copies of the rows at int64 [k] indices, which lie in the pieces of these numbers."""
+    def _gathered(self, number: I64, row: I64) -> Array:
+        """Copies of the rows with int64 [k] these numbers in the pieces with these."""
         pieces = self._known()
-        origins = pieces.origins.take(number)
-        if origins.min(initial=0) == _UNKNOWN:
-            for missing in np.unique(number[origins == _UNKNOWN]).tolist():
-                self._fetched(pieces, missing)
-            origins = pieces.origins.take(number)
-        if row_bytes(self._tail) <= LARGEST_ROW:
-            return gather(origins + index * self._step, self._tail)
-        parts = zip(number.tolist(), index.tolist(), strict=True)
-        rows = [pieces.arrays[each][at - (self._tail_start if each == _TAIL else each * self._piece)] for each, at in parts]
-        return np.stack(rows) if rows else self._tail[:0]
+        if row_bytes(self._tail) <= LARGEST_ROW and pieces.reachable:
+            rows = gather(pieces.first.take(number), row, pieces.count.take(number), self._tail)
+            if rows is not None:
+                return rows
+        for each in np.unique(number).tolist():
+            self._fetched(pieces, each)
+        parts = [pieces.arrays[each][at] for each, at in zip(number.tolist(), row.tolist(), strict=True)]
+        return np.stack(parts) if parts else self._tail[:0]
 
     def _known(self) -> _Pieces:
         """The pieces seen so far; begun anew where they have become many, as each may hold a file mapped."""
@@ -133,33 +131,36 @@ class Column:
 
     def _none(self) -> _Pieces:
         pieces = _Pieces(-(-self._tail_start // self._piece))
-        pieces.add(_TAIL, np.ascontiguousarray(self._tail), self._tail_start * self._step)
+        pieces.add(_TAIL, self._tail)
         return pieces
 
     def _fetched(self, pieces: _Pieces, number: int) -> Array:
         """A piece, remembered: the pieces of a column never change. Raises CorruptObject for one of another form."""
-        if pieces.origins[number] == _UNKNOWN:
+        if number not in pieces.arrays:
             array, due = self._fetch(number), min(self._piece, self._tail_start - number * self._piece)
             # Rows are gathered by address: there must be as many, and as large, as are counted on.
             if array.dtype != self._tail.dtype or array.shape[1:] != self._tail.shape[1:] or len(array) < due:
                 expected = f"{due} rows of {self._tail.shape[1:]} {self._tail.dtype}"
                 raise CorruptObject(f"piece {number} of {self._name} holds {array.shape} {array.dtype}, not {expected}")
-            pieces.add(number, array, number * self._piece * self._step)
+            pieces.add(number, array)
         return pieces.arrays[number]
 
 
 class _Pieces:
-    """Arrays by number, the tail among them, and int64 [count + 1] `origins`: the positions at which row 0 of the column
-    would lie, if all of it lay with that piece."""
+    """Arrays by number, the tail among them; int64 [count + 1] `first`, where each begins, and `count`, how many rows it
+    has: none for a piece that was not fetched yet. `reachable`: whether rows of all of them can be gathered."""
 
     def __init__(self, count: int) -> None:
         self.arrays: dict[int, Array] = {}
-        self.origins: I64 = np.full(count + 1, _UNKNOWN, np.int64)
+        self.first: I64 = np.zeros(count + 1, np.int64)
+        self.count: I64 = np.zeros(count + 1, np.int64)
+        self.reachable = True
         self._adding = threading.Lock()
 
-    def add(self, number: int, array: Array, before: int) -> None:
-        """Keeps an array alive, `before` items of the column being in front of it; then tells where it lies: another
-        thread may read at any moment."""
+    def add(self, number: int, array: Array) -> None:
+        """Keeps an array alive; then tells where it lies, and last that it is there: another thread may read at any moment."""
         with self._adding:
-            array = self.arrays.setdefault(number, array)
-            self.origins[number] = position(array) - before
+            array = self.arrays.setdefault(number, np.require(array, requirements=["C", "A"]))
+            self.reachable = self.reachable and reachable(array)
+            self.first[number] = position(array)
+            self.count[number] = len(array)

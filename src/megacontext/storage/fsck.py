@@ -50,9 +50,11 @@ def check(root: Path) -> Report:
     return _Check(root).run()
 
 
-def check_commits(store: ObjectStore, segment_blocks: int, commits: Mapping[str, str]) -> tuple[list[Finding], set[str]]:
+def check_commits(
+    store: ObjectStore, segment_blocks: int, commits: Mapping[str, str], stubs: Stubs
+) -> tuple[list[Finding], set[str]]:
     """The same checks for commits and all before them, by what each is called: findings, and all objects that they need."""
-    reader = ObjectReader(store, keep=512)
+    reader = ObjectReader(store, keep=512, stubs=stubs)
     walk = Walk(reader, segment_blocks)
     for commit in commits.values():
         walk.history(commit)

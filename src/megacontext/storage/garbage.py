@@ -24,11 +24,15 @@ from megacontext.storage.commit import KIND as COMMIT
 from megacontext.storage.documents import RECORDS
 from megacontext.storage.erasure.intent import load_intent
 from megacontext.storage.format import check_writable
+from megacontext.storage.hashing import is_name
 from megacontext.storage.info import read_info
 from megacontext.storage.journal import JournalContent, RecordKind, originals, read_journal
 from megacontext.storage.objects import LocalObjectStore, ObjectReader
 from megacontext.storage.place import local_store
 from megacontext.storage.refs import BRANCHES, Refs, quoted
+from megacontext.storage.stubs import ARCHIVE, Stubs
+from megacontext.storage.stubs import FOLDER as STUBS
+from megacontext.storage.stubs import LOCK as PRUNING
 
 GRACE = 3600.0
 IMPORTS = ".import"
@@ -42,13 +46,18 @@ _HEAD_BYTES = 64 * 1024
 class Garbage:
     """What gc found. `kept` objects of `kept_bytes` are needed, `young` ones would be garbage but are younger than the grace
     period; `kinds` maps what the garbage holds (such as "tokens") to how many objects of how many bytes; `leftovers` are
-    files of interrupted writers. `removed` is False for a dry run."""
+    files of interrupted writers. `pruned` are stubs of pruned objects that nothing needs, and the memory's own archived copies
+    of such, together of `pruned_bytes`; `outside` are archived objects in other folders that this memory does not need any
+    more: they stay, since another memory may. `removed` is False for a dry run."""
 
     kept: int
     kept_bytes: int
     young: int
     kinds: dict[str, tuple[int, int]]
     leftovers: int
+    pruned: int
+    pruned_bytes: int
+    outside: tuple[str, ...]
     removed: bool
 
     @property
@@ -113,12 +122,16 @@ class _Collector:
             garbage.sort(key=lambda each: (each[0] != COMMIT, each))
             for at in range(0, len(garbage), _STEP):
                 self._remove([name for _, name in garbage[at : at + _STEP]])
+        pruned, pruned_bytes, outside = self._archives()
         return Garbage(
             kept=kept,
             kept_bytes=kept_bytes,
             young=young,
             kinds=dict(sorted(kinds.items())),
             leftovers=leftovers,
+            pruned=pruned,
+            pruned_bytes=pruned_bytes,
+            outside=outside,
             removed=not self._dry_run,
         )
 
@@ -133,6 +146,33 @@ class _Collector:
         finally:
             refs.release()
             sweep.release()
+
+    def _archives(self) -> tuple[int, int, tuple[str, ...]]:
+        """Stubs and archived copies that nothing needs; removes them, the copies first: a stub tells what it is a stub of."""
+        refs, pruning = (files.FileLock(self._root / "locks" / name) for name in (".refs", PRUNING))
+        sweep = self._store.sweep_lock()
+        with ExitStack() as stack:
+            for lock, what in ((pruning, "what is pruned"), (sweep, "the objects"), (refs, "the refs")):
+                stack.callback(lock.release)
+                lock.acquire(wait=True, what=what)
+            self._mark()
+            needless = [path for path in self._pruned_files() if path.name not in self._closure.names and self._aged(path)]
+            gone = {path.name for path in needless}
+            outside = tuple(path for path in Stubs(self._root).elsewhere() if Path(path).name in gone)
+            size = sum(path.stat().st_size for path in needless)
+            if not self._dry_run:
+                for path in needless:
+                    files.remove(path)
+                files.sync_all(sorted({path.parent for path in needless}), files.sync_folder)
+        return len(needless), size, outside
+
+    def _pruned_files(self) -> list[Path]:
+        folders = (self._root / ARCHIVE, self._root / STUBS)
+        return [path for folder in folders if folder.is_dir() for path in sorted(folder.iterdir()) if is_name(path.name)]
+
+    def _aged(self, path: Path) -> bool:
+        found = path.stat()
+        return max(found.st_mtime, found.st_ctime) < self._before
 
     def _old(self, name: str) -> bool:
         found = self._store.stat(name)

@@ -5,7 +5,9 @@ gather over several arrays, but it has one over a strided array. So each row siz
 the whole address space, its rows overlapping, one at every item: indexing it with addresses copies exactly the rows
 that lie there. Measured over a million blocks: 0.6 ms before, 0.08 ms so, 0.07 ms for one flat file.
 
-Whoever gathers answers for two things: every position is that of a whole row, and its array is kept alive meanwhile.
+A wrong address would read whatever lies there, or end the process. So addresses are made here only, of where an array begins
+and of a row that is checked against its length, whatever led to it. What is left to whoever gathers: arrays begin where they
+are said to and have these rows, and they are kept alive meanwhile.
 """
 
 from __future__ import annotations
@@ -19,7 +21,8 @@ import numpy as np
 
 from megacontext.storage.tensors import I64, Array
 
-# User space ends here on every 64-bit system that we know; numpy wants a first address that is not null.
+# Up to here numpy can count the bytes of the largest rows; where a system puts arrays behind it (`reachable`), rows have to be
+# taken one by one. It wants a first address that is not null.
 _END, _FIRST = 1 << 47, 1 << 12
 # An overlapping array of larger rows would have more bytes than numpy can count.
 LARGEST_ROW = 1 << 15
@@ -33,14 +36,27 @@ def position(array: Array) -> int:
     return (int(array.__array_interface__["data"][0]) - _FIRST) // array.itemsize
 
 
+def reachable(array: Array) -> bool:
+    """Whether the rows of an array lie where `gather` can take them."""
+    address = int(array.__array_interface__["data"][0])
+    return address >= _FIRST and address + array.nbytes <= _END
+
+
 def row_bytes(like: Array) -> int:
     """Bytes of one row of an array."""
     return like.itemsize * math.prod(like.shape[1:])
 
 
-def gather(positions: I64, like: Array) -> Array:
-    """Copies of the rows at int64 [k] `positions`: [k, *like.shape[1:]] of the dtype of `like`, whose rows may have up
-    to `LARGEST_ROW` bytes."""
+def gather(first: I64, row: I64, count: I64, like: Array) -> Array | None:
+    """Copies of rows of many arrays: [k, *like.shape[1:]] of the dtype of `like`; a row may have up to `LARGEST_ROW` bytes.
+
+    int64 [k] `first` are the positions of the first rows of each one's array, which has int64 [k] `count` rows, of which int64
+    [k] `row` is wanted. None where an array does not have the row: nothing is read then.
+    """
+    # Seen without a sign, a negative row is larger than any other.
+    if not np.less(row.view(np.uint64), count.view(np.uint64)).all():
+        return None
+    positions = first + row * math.prod(like.shape[1:])
     rows = _address_space(row_bytes(like), like.itemsize)[positions]
     gathered: Array = rows.view(like.dtype).reshape(len(positions), *like.shape[1:])
     return gathered

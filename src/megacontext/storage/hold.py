@@ -8,7 +8,8 @@ from contextlib import suppress
 from types import TracebackType
 from typing import Self
 
-from megacontext.errors import CorruptObject, DetailPruned, StorageError
+from megacontext.core.ranges import BlockRange
+from megacontext.errors import CorruptObject, DetailPruned, MissingObject, StorageError
 from megacontext.storage import files
 from megacontext.storage.access import refuse_denied
 from megacontext.storage.commit import Commit
@@ -18,11 +19,11 @@ from megacontext.storage.guard import Guard
 from megacontext.storage.journal import Journal, Record, RecordKind, read_journal, unfinished
 from megacontext.storage.objects import LocalObjectStore
 from megacontext.storage.place import Place
+from megacontext.storage.raw import pruned_blocks
 from megacontext.storage.refs import BRANCHES
 from megacontext.storage.seal import Sealer
 from megacontext.storage.snapshot import Snapshot
 from megacontext.storage.state import Base, BranchState, journal_spec, layer_tree
-from megacontext.storage.stubs import RESTORE
 
 PATIENCE = 0.5
 """Seconds after which a branch that is taken counts as being written."""
@@ -48,8 +49,6 @@ class BranchHold:
             self._store: LocalObjectStore = place.store(branch)
             self._store.clean()
             self._journal, self._state = self._recover()
-            if self._state.tail.pruned:
-                raise DetailPruned(f"nothing can follow the end of branch {branch!r} now: {RESTORE}")
             self._elsewhere = place.access.elsewhere(self._state.base.name) if place.access else ()
         except BaseException:
             self._lock.release()
@@ -62,6 +61,16 @@ class BranchHold:
     def snapshot(self) -> Snapshot:
         """What a reader sees now, unsynced writes included."""
         return Snapshot(self._place.reader, self._state, self._place.segment_blocks, self.guard())
+
+    def whole_snapshot(self) -> Snapshot:
+        """The same with the raw tokens of pruned blocks, which are read in their archive: MissingObject where that is not at
+        hand."""
+        return Snapshot(self._place.whole(), self._state, self._place.segment_blocks, self.guard())
+
+    def pruned(self) -> tuple[BlockRange, ...]:
+        """The blocks whose raw tokens are archived, sorted."""
+        segments, tail = self._state.base.tokens.strand.segments, self._state.visible_tail()
+        return pruned_blocks(self._place.reader, segments, self._place.segment_blocks, tail.pruned)
 
     def guard(self) -> Guard | None:
         """What may not be seen of the branch: what other branches and tags deny is that of when this one was taken."""
@@ -138,7 +147,7 @@ class BranchHold:
         if frames is None:
             raise CorruptObject(f"journal {path} does not continue commit {head}; run `megacontext fsck`")
         base = Base.load(place.reader, head)
-        state = BranchState.load(place.reader, base, place.segment_blocks, journal_spec(frames))
+        state = self._load(base, journal_spec(frames))
         state.replay(frames)
         journal = Journal(path, head, content)
         if content and content.base != head:
@@ -148,11 +157,23 @@ class BranchHold:
 
     def _reload(self, spec: LayerSpec | None) -> None:
         """Starts again from the branch's commit, with an empty journal and another layer."""
-        place, base = self._place, self._state.base
-        state = BranchState.load(place.reader, base, place.segment_blocks, spec)
+        base = self._state.base
+        state = self._load(base, spec)
         if self._journal.records:
             self._journal.restart(base.name, ())
         self._state = state
+
+    def _load(self, base: Base, spec: LayerSpec | None) -> BranchState:
+        """The state at a commit, with the raw tokens of its tail, pruned ones too: what follows is sealed with them. Raises
+        DetailPruned where their archive is not at hand."""
+        place = self._place
+        state = BranchState.load(place.reader, base, place.segment_blocks, spec)
+        if not state.tail.pruned:
+            return state
+        try:
+            return BranchState.load(place.whole(), base, place.segment_blocks, spec)
+        except MissingObject as error:
+            raise DetailPruned(f"nothing can follow the end of branch {self.branch!r} now: {error}") from error
 
     def _publish(self, commit: Commit) -> str:
         """Makes a staged commit the branch's: objects, then the mark in the journal, then the ref, then the cut.

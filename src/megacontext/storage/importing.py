@@ -9,7 +9,7 @@ then are the objects, and at last the branches, put in their places. A crash bef
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,16 +22,14 @@ from megacontext.errors import (
     Erased,
     InvalidInput,
     MegaContextError,
-    MissingObject,
     ModelMismatch,
     StorageFull,
 )
 from megacontext.storage import audit, files
-from megacontext.storage.closure import Closure
-from megacontext.storage.documents import RECORDS, load_page
-from megacontext.storage.erased import load_erased, take_in
+from megacontext.storage.erased import ErasedList, load_erased, take_in
 from megacontext.storage.erasure.finish import erasing
 from megacontext.storage.erasure.intent import load_intent
+from megacontext.storage.erasure.rewrite import Rewritten
 from megacontext.storage.format import FORMAT, check_writable
 from megacontext.storage.fsck import check_commits
 from megacontext.storage.garbage import IMPORTS
@@ -43,14 +41,18 @@ from megacontext.storage.manifest import (
     LIST,
     MANIFEST_BYTES,
     NAME,
+    OBJECT_BYTES,
+    STUB,
     lines_of,
+    member_path,
     parse_list,
     parse_manifest,
 )
-from megacontext.storage.objects import LocalObjectStore, ObjectReader
-from megacontext.storage.place import FOLDERS, INFO, local_store
+from megacontext.storage.place import FOLDERS, INFO
+from megacontext.storage.received import Received, Remakes, refused, without
 from megacontext.storage.refs import BRANCHES, TAGS, Refs, check_name
 from megacontext.storage.tar import Member, members
+from megacontext.storage.whole import WholeReader
 
 # Called with the bytes done and the bytes to do.
 Progress = Callable[[int, int], None]
@@ -61,7 +63,9 @@ Ref = tuple[str, str, str]
 @dataclass(frozen=True, kw_only=True)
 class Imported:
     """What an archive brought into the memory at `path`: `branches` and `tags` as they are called there, with their commits;
-    `objects` and `bytes` that it holds, of which `new` objects were not there before."""
+    `objects` and `bytes` that it holds, of which `new` objects were not there before. `pruned` of them were archived again, of
+    `left_out` there are stubs only. `skipped` are sources that may not come in, and were left out; `dropped` fingerprints of
+    layers that went with them, since their GistNet was not at hand."""
 
     path: Path
     branches: dict[str, str]
@@ -69,53 +73,79 @@ class Imported:
     objects: int
     bytes: int
     new: int
+    pruned: int
+    left_out: int
+    skipped: tuple[str, ...]
+    dropped: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Options:
+    """How an archive is taken in; see `import_archive`."""
+
+    author: str
+    skip_erased: bool
+    remake: Remakes
+    progress: Progress
 
 
 def import_archive(
-    source: BinaryIO, path: Path, *, prefix: str = "", author: str = "", progress: Progress = lambda done, total: None
+    source: BinaryIO,
+    path: Path,
+    *,
+    prefix: str = "",
+    skip_erased: bool = False,
+    remake: Remakes = lambda spec: None,
+    author: str = "",
+    progress: Progress = lambda done, total: None,
 ) -> Imported:
     """Reads an archive from a stream into a new memory at `path`, or into the memory that is there: then its branches and
     tags are called `prefix`/NAME. Importing the same again changes nothing but the audit log, which names the `author`.
+
+    With `skip_erased` documents that may not come back are left out, in every commit, so that commits which held them have
+    other names here; `remake` makes the gists above them again, and layers for which it has nothing are dropped.
 
     Raises ArchiveError for an archive that is cut, damaged or hostile, FormatVersionError for one of a newer version,
     ModelMismatch where the memory's tokenizer is another one, InvalidInput for names that are taken or are none,
     Erased for a document that may not come back, BranchLocked while another archive is imported, StorageFull. Whatever is
     raised, nothing was imported.
     """
+    options = _Options(author, skip_erased, remake, progress)
     if (path / INFO).exists():
-        return _into_memory(source, path, prefix, author, progress)
+        return _into_memory(source, path, prefix, options)
     if prefix:
         raise InvalidInput(f"there is no memory at {path}: a name for the branches is for importing into one that exists")
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise InvalidInput(f"{path} holds other files; choose a memory, or a new or an empty folder")
-    return _into_new(source, path, author, progress)
+    return _into_new(source, path, options)
 
 
-def _into_memory(source: BinaryIO, root: Path, prefix: str, author: str, progress: Progress) -> Imported:
+def _into_memory(source: BinaryIO, root: Path, prefix: str, options: _Options) -> Imported:
     info = read_info(root)
     check_writable(root, info.format)
     if not prefix:
         raise InvalidInput(f"there is a memory at {root} already: say what its new branches are to be called with --as NAME")
     with _alone(root):
-        archive = _Archive(source)
+        archive = _Archive(source, root)
         _check_same(info, archive.manifest.memory)
-        named = [(kind, check_name(f"{prefix}/{name}"), commit) for kind, name, commit in archive.refs()]
         refs = Refs(root)
-        for kind, name, commit in named:
-            if refs.read(kind, name) not in (None, commit):
-                raise InvalidInput(f"{name!r} is there already and is something else; import under another name (--as)")
-        new = archive.receive(root, progress)
+        if not options.skip_erased:
+            _check_free(refs, archive.named(prefix))
+        archive.receive(load_erased(root), options)
         with erasing(root):
             if load_intent(root) is not None:
                 raise BranchLocked("documents are being erased from this memory: run megacontext erase --finish first")
-            archive.check_erased(root)
+            # Somebody may have erased more while the archive was read.
+            archive.leave_out(load_erased(root), options)
+            _check_free(refs, archive.named(prefix))
+            archive.settle()
             take_in(root, archive.manifest.erased)
-            _name(refs, named)
-        _log(root, archive, named, new, author)
-    return archive.imported(root, named, new)
+            _name(refs, list(archive.named(prefix)))
+        _log(root, archive, list(archive.named(prefix)), options.author)
+    return archive.imported(root, list(archive.named(prefix)))
 
 
-def _into_new(source: BinaryIO, path: Path, author: str, progress: Progress) -> Imported:
+def _into_new(source: BinaryIO, path: Path, options: _Options) -> Imported:
     path = path.absolute()
     aside = path.with_name(f".{path.name}.importing")
     files.make_folder(aside / "locks")
@@ -124,26 +154,33 @@ def _into_new(source: BinaryIO, path: Path, author: str, progress: Progress) -> 
             for left in aside.iterdir():  # by an import that was interrupted
                 if left.name != "locks":
                     shutil.rmtree(left) if left.is_dir() else left.unlink()
-            archive = _Archive(source)
+            archive = _Archive(source, aside)
             for folder in (*FOLDERS, "tokenizer"):
                 files.make_folder(aside / folder)
             files.sync_all(sorted({(aside / folder).parent for folder in FOLDERS}), files.sync_folder)
             for name, data in archive.tokenizer.items():
                 files.replace_file(aside / "tokenizer" / name, data)
-            new = archive.receive(aside, progress)
             take_in(aside, archive.manifest.erased)
-            archive.check_erased(aside)
+            archive.receive(load_erased(aside), options)
+            archive.settle()
             refs = Refs(aside)
-            _name(refs, list(archive.refs()))
+            _name(refs, list(archive.named()))
             refs.set_head(archive.manifest.head)
-            _log(aside, archive, list(archive.refs()), new, author)
+            _log(aside, archive, list(archive.named()), options.author)
             files.replace_file(aside / INFO, replace(archive.manifest.memory, format=FORMAT).to_bytes())
             files.rename(aside, path)
             files.sync_folder(path.parent)
         except BaseException:
             shutil.rmtree(aside, ignore_errors=True)
             raise
-    return archive.imported(path, list(archive.refs()), new)
+    return archive.imported(path, list(archive.named()))
+
+
+def _check_free(refs: Refs, named: Iterable[Ref]) -> None:
+    """Raises InvalidInput for names that are none, or are taken by something else."""
+    for kind, name, commit in named:
+        if refs.read(kind, check_name(name)) not in (None, commit):
+            raise InvalidInput(f"{name!r} is there already and is something else; import under another name (--as)")
 
 
 @contextmanager
@@ -185,33 +222,16 @@ def _name(refs: Refs, named: list[Ref]) -> None:
         raise
 
 
-def _log(root: Path, archive: _Archive, named: list[Ref], new: int, author: str) -> None:
-    audit.append(root, "import", {"refs": len(named), "objects": archive.manifest.objects, "new": new}, author=author)
-
-
-class _Received(LocalObjectStore):
-    """Where the objects of an archive are staged. It reads nothing but those, whatever else the memory holds."""
-
-    def __init__(self, root: Path, names: dict[str, tuple[int, str]]) -> None:
-        super().__init__(root / "objects", root / "staging" / IMPORTS)
-        self._names = names
-
-    def get(self, name: str) -> bytes:
-        return super().get(self._listed(name))
-
-    def view(self, name: str) -> memoryview:
-        return super().view(self._listed(name))
-
-    def _listed(self, name: str) -> str:
-        if name not in self._names:
-            raise MissingObject(f"object {name!r:.70} is not in this archive")
-        return name
+def _log(root: Path, archive: _Archive, named: list[Ref], author: str) -> None:
+    details = {"refs": len(named), "objects": archive.manifest.objects, "new": archive.new, "skipped": len(archive.skipped)}
+    audit.append(root, "import", details, author=author)
 
 
 class _Archive:
-    """An archive while it is read: everything in front of its objects at once, these by `receive`."""
+    """An archive for the memory at `root` while it is read: everything in front of its objects at once, these by `receive`."""
 
-    def __init__(self, source: BinaryIO) -> None:
+    def __init__(self, source: BinaryIO, root: Path) -> None:
+        self._root = root
         self._members = members(source)
         self.manifest = parse_manifest(self._next(NAME).read(MANIFEST_BYTES))
         listing = self._next(LIST)
@@ -223,62 +243,87 @@ class _Archive:
             self.tokenizer[name] = self._next(f"tokenizer/{name}").read(FILE_BYTES)
             if digest(self.tokenizer[name]) != expected:
                 raise ArchiveError(f"tokenizer/{name} in this archive is damaged")
+        if unknown := self.manifest.pruned.keys() - self._listed.keys():
+            raise ArchiveError(f"object {min(unknown)} is pruned in this archive, and not listed")
+        self._store = Received(root, self._listed, self.manifest.pruned)
+        self._done = Rewritten()
+        self.new = 0
+        self.skipped: tuple[str, ...] = ()
 
-    def refs(self) -> Iterator[Ref]:
-        """Its branches and tags."""
-        yield from ((BRANCHES, name, commit) for name, commit in self.manifest.branches.items())
-        yield from ((TAGS, name, commit) for name, commit in self.manifest.tags.items())
+    def named(self, prefix: str = "") -> Iterator[Ref]:
+        """Its branches and tags as they are called then, with their commits, written anew where something was left out."""
+        for kind, refs in ((BRANCHES, self.manifest.branches), (TAGS, self.manifest.tags)):
+            for name, commit in refs.items():
+                yield kind, f"{prefix}/{name}" if prefix else name, self._done.renamed.get(commit, commit)
 
-    def receive(self, root: Path, progress: Progress) -> int:
-        """Makes its objects, all of which are checked, durable objects of the memory at `root`; returns how many were not
-        there yet. Nothing names them yet."""
-        if self.manifest.object_bytes > shutil.disk_usage(root).free:
-            raise StorageFull(f"this archive holds {self.manifest.object_bytes} bytes; there is less room than that at {root}")
-        store = _Received(root, self._listed)
+    def receive(self, erased: ErasedList, options: _Options) -> None:
+        """Stages its objects, all of which are checked, without what was `erased`."""
+        if self.manifest.object_bytes > shutil.disk_usage(self._root).free:
+            size = self.manifest.object_bytes
+            raise StorageFull(f"this archive holds {size} bytes; there is less room than that at {self._root}")
+        store, done = self._store, 0
         store.clean()
         try:
-            done = 0
-            for name, (size, _) in self._listed.items():
-                member = self._next(f"objects/{name[:2]}/{name}", size)
-                try:
-                    store.receive(name, member.chunks())
-                except CorruptObject as error:
-                    raise ArchiveError(f"this archive is damaged: {error}") from error
+            for name, (size, kind) in self._listed.items():
+                self._take(name, kind, self._next(member_path(name, kind), size))
                 done += size
-                progress(done, self.manifest.object_bytes)
+                options.progress(done, self.manifest.object_bytes)
             if (more := next(self._members, None)) is not None:
                 raise ArchiveError(f"this archive holds {more.name!r:.99}, which it does not list")
-            self._check(store)
-            new = store.staged
-            store.sync()
-        finally:
+            self._check()
+        except BaseException:
             store.clean()
-        return new
+            raise
+        self.leave_out(erased, options)
 
-    def _check(self, store: LocalObjectStore) -> None:
-        commits = {f"{kind}/{name}": commit for kind, name, commit in self.refs()}
+    def leave_out(self, erased: ErasedList, options: _Options) -> None:
+        """Takes out documents that were erased from the memory; raises Erased where that is not wanted."""
         try:
-            findings, reached = check_commits(store, self.manifest.memory.segment_blocks, commits)
+            commits = [commit for _, _, commit in self.named()]
+            gone = refused(WholeReader(self._store), commits, erased)
+            if gone and not options.skip_erased:
+                raise Erased(
+                    f"{gone[0].source} of this archive may not come in: {erased.refuses(gone[0])}; nothing was imported; "
+                    "--skip-erased imports the rest"
+                )
+            if gone:
+                blocks = self.manifest.memory.segment_blocks
+                done = without(self._store, blocks, commits, gone, options.remake)
+                before = {old: done.renamed.get(new, new) for old, new in self._done.renamed.items()}
+                self._done = Rewritten(done.renamed | before, self._done.dropped | done.dropped)
+                self.skipped = tuple(sorted({*self.skipped, *(record.source for record in gone)}))
+        except BaseException:
+            self._store.clean()
+            raise
+
+    def settle(self) -> None:
+        """Makes its objects durable objects of the memory. Nothing names them yet."""
+        try:
+            self.new = self._store.settle()
+        finally:
+            self._store.clean()
+
+    def _take(self, name: str, kind: str, member: Member) -> None:
+        if kind == STUB:
+            self._store.take_stub(name, member.read(OBJECT_BYTES))
+            return
+        try:
+            self._store.receive(name, member.chunks())
+        except CorruptObject as error:
+            raise ArchiveError(f"this archive is damaged: {error}") from error
+
+    def _check(self) -> None:
+        commits = {f"{kind}/{name}": commit for kind, name, commit in self.named()}
+        blocks = self.manifest.memory.segment_blocks
+        try:
+            findings, reached = check_commits(self._store, blocks, commits, self._store.stubs)
         except (MegaContextError, ValueError, KeyError, TypeError, AttributeError, IndexError, ArithmeticError) as error:
             raise ArchiveError(f"this archive holds what is no memory: {error}") from error
         if findings:
             raise ArchiveError(f"this archive holds what is no memory: {findings[0]}")
         if idle := self._listed.keys() - reached:
             raise ArchiveError(f"no branch of this archive needs object {min(idle)}, which it holds")
-
-    def check_erased(self, root: Path) -> None:
-        """Raises Erased for a document that was erased from the memory at `root`, where the objects are by now."""
-        erased = load_erased(root)
-        if not erased:
-            return
-        reader = ObjectReader(local_store(root, "unused"), keep=256)
-        for named in Closure(reader).of(commit for _, _, commit in self.refs()):
-            for record in load_page(reader, named.name) if named.kind == RECORDS else ():
-                if reason := erased.refuses(record):
-                    raise Erased(
-                        f"{record.source} of this archive may not come in: {reason}; nothing was imported; export "
-                        "branches without it"
-                    )
+        self._store.check_pruned()
 
     def _next(self, name: str, size: int | None = None) -> Member:
         member = next(self._members, None)
@@ -289,8 +334,19 @@ class _Archive:
             raise ArchiveError(f"{name} has {member.size} bytes in this archive, not the {size} that it lists")
         return member
 
-    def imported(self, path: Path, named: list[Ref], new: int) -> Imported:
+    def imported(self, path: Path, named: list[Ref]) -> Imported:
         """What is to be told of it."""
         branches, tags = ({name: commit for kind, name, commit in named if kind == of} for of in (BRANCHES, TAGS))
-        manifest = self.manifest
-        return Imported(path=path, branches=branches, tags=tags, objects=manifest.objects, bytes=manifest.object_bytes, new=new)
+        left_out = sum(1 for _, kind in self._listed.values() if kind == STUB)
+        return Imported(
+            path=path,
+            branches=branches,
+            tags=tags,
+            objects=self.manifest.objects,
+            bytes=self.manifest.object_bytes,
+            new=self.new,
+            pruned=len(self.manifest.pruned) - left_out,
+            left_out=left_out,
+            skipped=self.skipped,
+            dropped=tuple(sorted(self._done.dropped)),
+        )

@@ -42,7 +42,7 @@ class LayerWriter(BranchHold):
             self._dead = self._state.dead
             known = load_dead(place.reader, self._tree.dead)
             self.died: list[tuple[int, int]] = self._dead.without(known) if self._rows.blocks else []
-            self.tokens: Snapshot = self.snapshot()
+            self.tokens: Snapshot = self.whole_snapshot() if self.pruned() else self.snapshot()
         except BaseException:
             self.close()
             raise

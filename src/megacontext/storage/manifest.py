@@ -5,25 +5,31 @@
     manifest.json          this module's `Manifest`
     objects.txt            a line for each object, in their order: name, size in bytes, kind
     tokenizer/<file>       the memory's tokenizer, sorted by name
-    objects/ab/<name>      the objects, as they lie in a memory's folder
+    objects/ab/<name>      the objects, as they lie in a memory's folder; pruned ones, too, or in their place
+    pruned/<name>          their stubs, where the archive is made without pruned detail
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
 
+from megacontext.core.ranges import BlockRange
 from megacontext.errors import ArchiveError, CorruptObject, FormatVersionError, InvalidInput
 from megacontext.storage.erased import ErasedList
 from megacontext.storage.hashing import Json, is_name
 from megacontext.storage.info import MemoryInfo, parse_info
 from megacontext.storage.refs import check_name
+from megacontext.storage.stubs import FOLDER as STUBS
 
 NAME = "manifest.json"
 LIST = "objects.txt"
 KIND = "megacontext-archive"
-VERSION = 1
+# The second is written where objects are pruned, of which the first knew nothing.
+VERSIONS = (1, 2)
+# An object of which the archive has a stub only, and where that lies.
+STUB = "stub"
 # The largest that an archive may hold, whatever it says of itself.
 MANIFEST_BYTES = 64 * 2**20
 FILE_BYTES = 256 * 2**20
@@ -43,7 +49,8 @@ class Listed(dict[str, tuple[int, str]]):
 class Manifest:
     """`branches` and `tags` name commits, `head` is the current branch. `history` says whether the commits before those are
     in the archive; without it they have no parents. `erased` is the list of what may not come back. `objects` objects of
-    `object_bytes` bytes follow."""
+    `object_bytes` bytes follow. `pruned` maps those that were pruned to ranges of their rows: they are whole in the archive,
+    or, where it was made without them, stubs."""
 
     memory: MemoryInfo
     head: str
@@ -53,7 +60,8 @@ class Manifest:
     erased: ErasedList
     objects: int
     object_bytes: int
-    version: int = VERSION
+    pruned: Mapping[str, Sequence[BlockRange]] = field(default_factory=dict)
+    version: int = VERSIONS[0]
 
     def to_bytes(self) -> bytes:
         """The content of manifest.json."""
@@ -67,12 +75,13 @@ def parse_manifest(data: bytes) -> Manifest:
     value = _json(data)
     if value.get("kind") != KIND:
         raise ArchiveError(f"this is no archive of a memory: its {NAME} is of kind {value.get('kind')!r:.40}")
-    if value.get("version") != VERSION:
+    if value.get("version") not in VERSIONS:
         raise FormatVersionError(
-            f"this archive has version {value.get('version')!r:.20}; this version of megacontext reads version {VERSION}: "
-            "upgrade megacontext"
+            f"this archive has version {value.get('version')!r:.20}; this version of megacontext reads versions "
+            f"{', '.join(map(str, VERSIONS))}: upgrade megacontext"
         )
     try:
+        value = {"pruned": {}, **value}
         known = {each.name: value[each.name] for each in fields(Manifest)}
         known["memory"] = parse_info(dict(value["memory"]), "this archive")
         known["erased"] = ErasedList(()) if value["erased"] is None else ErasedList.from_json(value["erased"])
@@ -105,6 +114,10 @@ def _check(manifest: Manifest) -> None:
         raise ValueError("its head is no branch")
     if any(type(number) is not int or number < 0 for number in (manifest.objects, manifest.object_bytes)):
         raise ValueError("its sizes are no numbers")
+    for name, ranges in manifest.pruned.items():
+        flat = [edge for start, stop in ranges for edge in (start, stop)]
+        if not is_name(name) or any(type(edge) is not int for edge in flat) or flat != sorted(set(flat)) or flat[:1] < [0]:
+            raise ValueError(f"{name!r:.70} has no ranges of rows")
     if type(manifest.history) is not bool:
         raise ValueError("history is true or false")
     for name, content in manifest.memory.tokenizer_files.items():
@@ -149,3 +162,8 @@ def lines_of(chunks: Iterable[bytes], limit: int = LINE_BYTES) -> Iterator[bytes
             break
     if rest:
         raise ArchiveError(f"{LIST} has a line without an end")
+
+
+def member_path(name: str, kind: str) -> str:
+    """Where an object, or its stub, lies in an archive."""
+    return f"{STUBS}/{name}" if kind == STUB else f"objects/{name[:2]}/{name}"

@@ -18,12 +18,12 @@ from io import FileIO
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar
 
-from megacontext.core.ranges import BlockRange
+from megacontext.core.ranges import BlockRange, joined
 from megacontext.errors import CorruptObject, DetailPruned, MissingObject
 from megacontext.storage import files
 from megacontext.storage.hashing import Digest, Json, digest, is_name
 from megacontext.storage.stubs import FOLDER as STUBS
-from megacontext.storage.stubs import RESTORE, TOKENS, Stubs
+from megacontext.storage.stubs import LOCK, RESTORE, TOKENS, Stubs
 from megacontext.storage.tensors import Array, decode
 
 # Below this a read is cheaper than a map, and a map of its own would waste most of its page.
@@ -81,6 +81,8 @@ class LocalObjectStore:
         self._root = root
         self._staging = staging
         self._staged: dict[str, Path] = {}
+        # Of staged objects those that go to the archive: what they are, and which of their rows are pruned.
+        self._pruned: dict[str, tuple[str, tuple[BlockRange, ...]]] = {}
 
     @property
     def staged(self) -> int:
@@ -93,12 +95,29 @@ class LocalObjectStore:
 
     def put(self, data: bytes) -> str:
         name = digest(data)
+        self._pruned.pop(name, None)
         if name not in self._staged and not self._keep(name):
             files.make_folder(self._staging)
             path = self._staging / name
             files.create(path, data)
             self._staged[name] = path
         return name
+
+    def put_pruned(self, data: bytes, ranges: Iterable[BlockRange]) -> str:
+        """As `put` for a segment or page of tokens of which these rows are pruned: what becomes durable is a stub, and the
+        object in the archive. Where the whole object is wanted, too, or in its place already, that counts."""
+        name = digest(data)
+        before = self._pruned.get(name)
+        whole = name in self._staged and before is None
+        self.put(data)
+        if not whole:
+            self.to_archive(name, TOKENS, (*(before[1] if before else ()), *ranges))
+        return name
+
+    def to_archive(self, name: str, kind: str, ranges: Iterable[BlockRange]) -> None:
+        """Has a staged object become durable in the archive, with a stub in its place."""
+        if name in self._staged:
+            self._pruned[name] = kind, joined(ranges)
 
     def receive(self, name: str, chunks: Iterable[bytes]) -> None:
         """As `put` for an object that comes in chunks. Raises CorruptObject, and keeps nothing, if they are not `name`."""
@@ -139,7 +158,23 @@ class LocalObjectStore:
         with self.unswept():
             return files.freshen(path)
 
+    def _archive(self) -> None:
+        """Puts the pruned ones among the staged objects where they belong: each into the archive before its stub."""
+        lock = files.FileLock(self._root.parent / "locks" / LOCK)
+        stubs = Stubs(self._root.parent)
+        try:
+            lock.acquire(wait=True, what="what is pruned")
+            for name, (kind, ranges) in self._pruned.items():
+                stubs.keep(name, self._staged[name].read_bytes(), kind, ranges)
+        finally:
+            lock.release()
+        for name in self._pruned:
+            self._staged.pop(name).unlink()
+        self._pruned.clear()
+
     def sync(self) -> None:
+        if self._pruned:
+            self._archive()
         # All files before the first rename, all renames before the folders: an object that has its name
         # is whole, and ext4 groups the syncs of neighbours.
         files.sync_all(self._staged.values(), files.sync_file)
@@ -158,6 +193,7 @@ class LocalObjectStore:
         for path in self._staged.values():
             path.unlink(missing_ok=True)
         self._staged.clear()
+        self._pruned.clear()
 
     def get(self, name: str) -> bytes:
         with self._open(name) as file:
@@ -248,7 +284,10 @@ class TensorObject(NamedTuple):
 
 
 class ObjectReader:
-    """Parsed objects of a store, the `keep` last used kept. Safe to share between threads."""
+    """Parsed objects of a store, the `keep` last used kept. Safe to share between threads. `whole`: it reads pruned rows, too
+    (see `whole.WholeReader`)."""
+
+    whole = False
 
     def __init__(self, store: ObjectStore, keep: int = 8192, stubs: Stubs | None = None) -> None:
         self.store = store
@@ -264,16 +303,18 @@ class ObjectReader:
             raise CorruptObject(f"object {name} should hold {kind}, not {parsed.metadata.get('kind')}")
         return parsed
 
+    def there(self, name: str) -> bool:
+        """Whether all rows of an object can be read."""
+        return self.store.has(name)
+
     def blocks(self, name: str) -> tuple[dict[str, Array], tuple[BlockRange, ...]]:
         """The arrays of a segment or page of tokens, and which of its rows are pruned: their ids are zeros. Without `stubs`
         such an object raises DetailPruned."""
-        try:
+        # What was parsed before it was pruned would still be known here.
+        stub = self.stubs.load(name) if self.stubs and self.stubs.there and not self.there(name) else None
+        if stub is None or stub.kind != TOKENS:
             return self.tensors(name, TOKENS).arrays, ()
-        except DetailPruned:
-            stub = self.stubs.load(name) if self.stubs else None
-            if stub is None or stub.kind != TOKENS:
-                raise
-            return stub.arrays, stub.ranges
+        return stub.arrays, stub.ranges
 
     def json(self, name: str, kind: str) -> Json:
         """The JSON object `name`; raises CorruptObject if it is damaged or not of that `kind`."""

@@ -10,6 +10,7 @@ from megacontext.storage.access import Access
 from megacontext.storage.format import check_writable
 from megacontext.storage.objects import LocalObjectStore, ObjectReader
 from megacontext.storage.refs import Refs, quoted
+from megacontext.storage.whole import WholeReader, WholeStore
 
 INFO = "megacontext.json"
 # There while documents are being erased: see `erasure.intent`.
@@ -50,6 +51,10 @@ class Place:
     def store(self, branch: str) -> LocalObjectStore:
         """An object store to write to, for whoever holds the branch."""
         return local_store(self.root, quoted(branch))
+
+    def whole(self) -> WholeReader:
+        """A reader of what is pruned as well."""
+        return WholeReader(WholeStore(self.root))
 
 
 def local_store(root: Path, staging: str) -> LocalObjectStore:

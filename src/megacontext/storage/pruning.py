@@ -1,47 +1,44 @@
 """Prune: raw tokens of chosen documents go to an archive, their gists stay; restore brings the same bytes back.
 
-Segments, pages of earlier commits and originals are moved as they are, under their names, and a stub stays in their place
-(see `stubs`). First the archive has an object, durably, then there is its stub, then it is removed: a crash leaves each
-object as it was or as it is to be, and nothing is in neither place. What a protected tag holds, and what a branch has not
-sealed yet, stays.
+Segments, pages and originals are moved as they are, under their names, and a stub stays in their place (see `stubs`). First
+the archive has an object, durably, then there is its stub, then it is removed: a crash leaves each object as it was or as it
+is to be, and nothing is in neither place. What a protected tag holds stays, and so does the end of a branch that somebody is
+writing: what is written behind it would be sealed together with it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from megacontext.core.ranges import BlockRange, joined
-from megacontext.errors import CorruptObject, InvalidInput, MissingObject
+from megacontext.errors import BranchLocked, CorruptObject, InvalidInput
 from megacontext.storage import files
 from megacontext.storage.commit import Commit, load_commit, load_documents, load_tokens
 from megacontext.storage.documents import DocumentRecord, Documents, load_page
 from megacontext.storage.hashing import digest, is_name
 from megacontext.storage.merkle import get, iterate
 from megacontext.storage.objects import LocalObjectStore, ObjectReader
-from megacontext.storage.place import local_store
-from megacontext.storage.refs import BRANCHES, TAGS, Refs
-from megacontext.storage.segment import PAGE_BLOCKS
-from megacontext.storage.stubs import ORIGINAL, TOKENS, Stub, Stubs
-from megacontext.storage.tensors import decode
+from megacontext.storage.place import Place, local_store
+from megacontext.storage.refs import BRANCHES, TAGS
+from megacontext.storage.segment import PAGE_BLOCKS, TokenTree
+from megacontext.storage.stubs import ARCHIVE, LOCK, ORIGINAL, TOKENS, Stub, Stubs
+from megacontext.storage.transaction import Transaction
 
-ARCHIVE = "archive"
-# No branch's: a quoted name holds no "+".
-LOCK = "+prune"
 Choice = Callable[[DocumentRecord], bool]
 
 
 @dataclass
 class Detail:
-    """Where the raw detail of chosen documents lies: rows of `pieces` (segments and pages) by name, and `originals`.
-    `blocks` is how many they have in the newest commit, of which `kept` are in what has to stay."""
+    """Where the raw detail of chosen documents lies: rows of `pieces` (segments and pages) by name, and `originals`. `spans`
+    are their blocks in the newest commit. `keepers` maps what keeps some of it to why."""
 
     pieces: dict[str, tuple[BlockRange, ...]] = field(default_factory=dict)
     originals: set[str] = field(default_factory=set)
-    blocks: int = 0
-    kept: int = 0
+    spans: tuple[BlockRange, ...] = ()
+    keepers: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,41 +51,61 @@ class Moved:
 
 
 class Pruner:
-    """Prunes and restores in the memory at `root`."""
+    """Prunes and restores in a memory."""
 
-    def __init__(self, root: Path, segment_blocks: int) -> None:
-        self._root, self._size = root, segment_blocks
-        self._store: LocalObjectStore = local_store(root, LOCK)
-        self._stubs = Stubs(root)
+    def __init__(self, place: Place) -> None:
+        self._place, self._root, self._size = place, place.root, place.segment_blocks
+        self._store: LocalObjectStore = local_store(place.root, LOCK)
+        self._stubs = Stubs(place.root)
         self._reader = ObjectReader(self._store, keep=256, stubs=self._stubs)
 
     def find(self, head: str, chosen: Choice) -> Detail:
         """The raw detail of the documents that are `chosen`, in a commit and all before it."""
         detail, others = Detail(), set[str]()
         for number, commit in enumerate(self._history(head)):
-            mine = self._of_commit(commit, chosen, detail, others)
+            spans = self._of_commit(commit, chosen, detail, others)
             if number == 0:
-                detail.blocks = mine
+                detail.spans = tuple(spans)
         detail.originals -= others
         return detail
 
-    def without_kept(self, detail: Detail, head: str, chosen: Choice) -> Detail:
-        """What of it may go: no object of a protected tag, and no page at the end of a branch."""
-        refs, kept = Refs(self._root), set[str]()
-        for name in refs.names(BRANCHES):
-            kept |= set(load_tokens(self._reader, self._commit(refs, BRANCHES, name)).strand.pages)
-        for name in refs.names(TAGS):
-            if refs.protected(TAGS, name):
-                kept |= self._whole(self._commit(refs, TAGS, name))
-        rest = Detail(originals=detail.originals - kept, blocks=detail.blocks)
-        rest.pieces = {name: ranges for name, ranges in detail.pieces.items() if name not in kept}
-        newest = Detail()
-        self._of_commit(load_commit(self._reader, head), chosen, newest, set())
-        rest.kept = sum(b - a for name, ranges in newest.pieces.items() if name in kept for a, b in ranges)
+    @contextmanager
+    def held(self, detail: Detail, *, commit: bool = False) -> Iterator[dict[str, str]]:
+        """For ourselves the branches that end with pages of it, so that nothing is written behind them meanwhile; with `commit`
+        what their journals hold is committed. Gives those that somebody else writes, with who does."""
+        busy: dict[str, str] = {}
+        with ExitStack() as stack:
+            for name in self._place.refs.names(BRANCHES):
+                pages = load_tokens(self._reader, self._commit(BRANCHES, name)).strand.pages
+                if detail.pieces.keys().isdisjoint(pages):
+                    continue
+                try:
+                    stack.enter_context(Transaction(self._place, name) if commit else _locked(self._place, name))
+                except BranchLocked as error:
+                    busy[name] = str(error)
+            yield busy
+
+    def without_kept(self, detail: Detail, busy: Iterable[str] = ()) -> Detail:
+        """What of it may go: no object of a protected tag, and no page at the end of a branch that is `busy`."""
+        rest = Detail(dict(detail.pieces), set(detail.originals), detail.spans)
+        for name in busy:
+            ends = set(load_tokens(self._reader, self._commit(BRANCHES, name)).strand.pages)
+            _keep_out(rest, ends, f"branch {name}", "it is being written, and these are its end: try again when it is not")
+        for name in self._place.refs.names(TAGS):
+            if self._place.refs.protected(TAGS, name):
+                whole = self._whole(self._commit(TAGS, name))
+                _keep_out(rest, whole, f"tag {name}", f"it is protected: megacontext tag --unprotect {name} lets them go")
         return rest
 
+    def going(self, detail: Detail, head: str) -> tuple[BlockRange, ...]:
+        """The blocks of a commit whose raw tokens would go with it, or would come back."""
+        tree = load_tokens(self._reader, load_commit(self._reader, head))
+        spots = self._spots(tree, detail.spans)
+        return joined((first + a, first + b) for name, first, a, b in spots if name in detail.pieces)
+
     def prune(self, detail: Detail, archive: Path | None = None) -> Moved:
-        """Moves it to the archive, a folder (None: the memory's own). Done again after a crash it goes on."""
+        """Moves it to the archive, a folder (None: the memory's own). Done again after a crash it goes on. The caller has the
+        branches that end with pages of it (`held`)."""
         folder = archive or self._root / ARCHIVE
         with self._alone():
             files.make_folder(folder)
@@ -114,33 +131,59 @@ class Pruner:
                 self._store.remove(done)
         return Moved(objects=len(done), rows=rows, bytes=size)
 
-    def restore(self, detail: Detail | None = None, archive: Path | None = None) -> Moved:
+    def restore(self, detail: Detail | None = None, archive: Path | None = None, *, look: bool = False) -> Moved:
         """Brings detail back (None: all there is), from the archive that each stub names, or from this one. Raises
-        MissingObject where it does not have an object, CorruptObject where its bytes are others; what came before is back."""
-        names = self._stubs.names()
-        wanted = names if detail is None else names & {*detail.pieces, *detail.originals}
+        MissingObject where it does not have an object, CorruptObject where its bytes are others; what came before is back.
+        With `look` nothing is changed, and it is told what would come back."""
         objects = rows = size = 0
-        with self._alone():
-            for name in sorted(wanted):
-                stub = self._stubs.load(name)
-                if stub is None:
-                    continue
-                back = stub.ranges if detail is None else _common(stub.ranges, detail.pieces.get(name, ()))
-                left = _without(stub.ranges, back)
-                if self._store.has(name) or (stub.kind == TOKENS and not back):
-                    if self._store.has(name):
+        with ExitStack() as stack:
+            if not look:
+                stack.enter_context(self._alone())
+            for stub, back in self._wanted(detail):
+                if self._store.has(stub.name):
+                    if not look:
                         self._forget(stub)
                     continue
-                data = self._archived(stub, archive)
+                data = self._stubs.archived(stub.name, archive)
+                left = _without(stub.ranges, back)
                 objects, rows = objects + 1, rows + sum(stop - start for start, stop in back)
-                if left:
-                    self._stubs.write(self._again(stub, data, left))
+                size += 0 if left else len(data)
+                if look:
                     continue
-                size += len(data)
+                if left:
+                    self._stubs.write(Stub.of_object(stub.name, data, stub.kind, left, stub.archive))
+                    continue
                 self._store.put(data)
                 self._store.sync()
                 self._forget(stub)
         return Moved(objects=objects, rows=rows, bytes=size)
+
+    def all(self, head: str) -> Detail:
+        """All that was pruned anywhere, for `going` by the blocks of a commit."""
+        commit = load_commit(self._reader, head)
+        stubs = [stub for name in self._stubs.names() if (stub := self._stubs.load(name)) is not None]
+        pieces = {stub.name: stub.ranges for stub in stubs if stub.kind == TOKENS}
+        return Detail(pieces, {stub.name for stub in stubs if stub.kind == ORIGINAL}, ((0, commit.blocks),))
+
+    def out_of_reach(self, head: str) -> tuple[tuple[BlockRange, ...], frozenset[str]]:
+        """What of a commit cannot be read in any archive that is at hand now: blocks, and names of originals."""
+        lost = {name for name in self._stubs.names() if not self._store.has(name) and not self._stubs.at_hand(name)}
+        ranges: list[BlockRange] = []
+        commit = load_commit(self._reader, head)
+        for name, first, _, _ in self._spots(load_tokens(self._reader, commit), ((0, commit.blocks),)) if lost else ():
+            stub = self._stubs.load(name) if name in lost else None
+            ranges += ((first + start, first + stop) for start, stop in (stub.ranges if stub else ()))
+        return joined(ranges), frozenset(lost)
+
+    def _wanted(self, detail: Detail | None) -> Iterator[tuple[Stub, tuple[BlockRange, ...]]]:
+        """The stubs that detail is about, and which of their rows."""
+        names = self._stubs.names()
+        for name in sorted(names if detail is None else names & {*detail.pieces, *detail.originals}):
+            stub = self._stubs.load(name)
+            if stub is not None:
+                back = stub.ranges if detail is None else _common(stub.ranges, detail.pieces.get(name, ()))
+                if back or stub.kind == ORIGINAL or self._store.has(name):
+                    yield stub, back
 
     def _history(self, head: str) -> Iterator[Commit]:
         seen, todo = {head}, [head]
@@ -150,30 +193,36 @@ class Pruner:
             todo += [name for name in commit.parents if name not in seen and self._store.has(name)]
             seen |= set(commit.parents)
 
-    def _of_commit(self, commit: Commit, chosen: Choice, detail: Detail, others: set[str]) -> int:
+    def _of_commit(self, commit: Commit, chosen: Choice, detail: Detail, others: set[str]) -> tuple[BlockRange, ...]:
         """Adds what a commit holds of the chosen documents; returns their blocks."""
         records = self._records(commit)
         mine = [record for record in records if not record.open and chosen(record)]
         detail.originals |= {record.original for record in mine if record.original}
         others |= {record.original for record in records if record.original and not chosen(record)}
         spans = joined(record.span for record in mine if record.blocks)
-        tree = load_tokens(self._reader, commit)
-        sealed = tree.strand.segments.count * self._size
+        for name, _, start, stop in self._spots(load_tokens(self._reader, commit), spans):
+            detail.pieces[name] = joined((*detail.pieces.get(name, ()), (start, stop)))
+        return spans
+
+    def _spots(self, tree: TokenTree, spans: Iterable[BlockRange]) -> Iterator[tuple[str, int, int, int]]:
+        """Where blocks lie: for each piece its name, its first block, and which of its rows they are, start and stop."""
+        size, sealed = self._size, tree.strand.segments.count * self._size
         for start, stop in spans:
-            for number in range(start // self._size, -(-min(stop, sealed) // self._size)):
+            for number in range(start // size, -(-min(stop, sealed) // size)):
+                first = number * size
                 name = get(self._reader, tree.strand.segments, number)
-                _add(detail, name, start, stop, number * self._size, self._size)
+                yield name, first, max(start - first, 0), min(stop - first, size)
             for number in range(max(start - sealed, 0) // PAGE_BLOCKS, -(-max(stop - sealed, 0) // PAGE_BLOCKS)):
-                _add(detail, tree.strand.pages[number], start, stop, sealed + number * PAGE_BLOCKS, PAGE_BLOCKS)
-        return sum(stop - start for start, stop in spans)
+                first = sealed + number * PAGE_BLOCKS
+                yield tree.strand.pages[number], first, max(start - first, 0), min(stop - first, PAGE_BLOCKS)
 
     def _records(self, commit: Commit) -> list[DocumentRecord]:
         strand = load_documents(self._reader, commit).records
         newest = [record for name in strand.pages for record in load_page(self._reader, name)]
         return list(Documents(self._reader, strand, tuple(newest)))
 
-    def _commit(self, refs: Refs, kind: str, name: str) -> Commit:
-        return load_commit(self._reader, str(refs.read(kind, name)))
+    def _commit(self, kind: str, name: str) -> Commit:
+        return load_commit(self._reader, str(self._place.refs.read(kind, name)))
 
     def _whole(self, commit: Commit) -> set[str]:
         """All segments, pages and originals of a commit."""
@@ -191,22 +240,6 @@ class Pruner:
         data = self._store.get(name)
         files.replace_file(folder / name, data)
         return len(data)
-
-    def _archived(self, stub: Stub, archive: Path | None) -> bytes:
-        folder = archive or (Path(stub.archive) if stub.archive else self._root / ARCHIVE)
-        try:
-            data = (folder / stub.name).read_bytes()
-        except FileNotFoundError as error:
-            where = f"object {stub.name} is not in the archive {folder}"
-            raise MissingObject(f"{where}: name the folder that has it with megacontext restore --archive") from error
-        if digest(data) != stub.name:
-            raise CorruptObject(f"object {stub.name} is damaged in the archive {folder}: its bytes differ from its name")
-        return data
-
-    def _again(self, stub: Stub, data: bytes, left: tuple[BlockRange, ...]) -> Stub:
-        """The stub with fewer rows left out."""
-        arrays, _ = decode(memoryview(data))
-        return Stub.of_tokens(stub.name, arrays, left, stub.archive)
 
     def _forget(self, stub: Stub) -> None:
         """An object is in its place again: away with the copy in the memory's own archive, then with its stub."""
@@ -254,21 +287,34 @@ def damage(root: Path) -> Iterator[tuple[str, str]]:
             continue
         try:
             stub = stubs.load(name)
-            folder = Path(stub.archive) if stub and stub.archive else root / ARCHIVE
-            if folder.is_dir() and digest((folder / name).read_bytes()) != name:
-                yield name, f"its bytes in {folder} differ from its name"
-            elif stub is not None and not stub.archive and not folder.is_dir():
-                yield name, f"its archive {folder} is not there"
-        except FileNotFoundError:
-            yield name, f"it is not in its archive {folder}"
+            if stub is None or (stub.archive and not stubs.place(stub).parent.is_dir()):
+                continue
+            if digest(stubs.place(stub).read_bytes()) != name:
+                yield name, f"its bytes in {stubs.place(stub).parent} differ from its name"
+        except (FileNotFoundError, NotADirectoryError) as error:
+            yield name, f"it is not in its archive {Path(error.filename).parent}"
         except CorruptObject as error:
             yield name, str(error)
 
 
-def _add(detail: Detail, name: str, start: int, stop: int, first: int, size: int) -> None:
-    """Blocks `start:stop` as far as they lie in the piece of `size` blocks that begins at block `first`."""
-    inside = max(start - first, 0), min(stop - first, size)
-    detail.pieces[name] = joined((*detail.pieces.get(name, ()), inside))
+def _keep_out(detail: Detail, kept: set[str], keeper: str, why: str) -> None:
+    """Takes objects that are kept out of what may go."""
+    if held := kept & {*detail.pieces, *detail.originals}:
+        detail.keepers[keeper] = why
+        detail.originals -= held
+        for name in held:
+            detail.pieces.pop(name, None)
+
+
+@contextmanager
+def _locked(place: Place, branch: str) -> Iterator[None]:
+    """A branch for ourselves; raises BranchLocked where somebody writes it."""
+    lock = files.FileLock(place.lock(branch))
+    try:
+        lock.acquire(wait=False, what=f"branch {branch!r}")
+        yield
+    finally:
+        lock.release()
 
 
 def _common(left: Iterable[BlockRange], right: Iterable[BlockRange]) -> tuple[BlockRange, ...]:

@@ -12,16 +12,18 @@ from megacontext.storage.column import Column
 from megacontext.storage.merkle import MerkleList, get, iterate
 from megacontext.storage.objects import ObjectReader
 from megacontext.storage.stubs import RESTORE
-from megacontext.storage.tail import TailView
 from megacontext.storage.tensors import I64, Array
 
 
-def pruned_blocks(reader: ObjectReader, segments: MerkleList, size: int, tail: TailView) -> tuple[BlockRange, ...]:
-    """The blocks of a timeline, in `segments` of `size` blocks and its tail, whose raw tokens are archived now."""
+def pruned_blocks(
+    reader: ObjectReader, segments: MerkleList, size: int, tail: tuple[BlockRange, ...]
+) -> tuple[BlockRange, ...]:
+    """The blocks of a timeline whose raw tokens are archived now: those in `segments` of `size` blocks, and these of its
+    tail."""
     if reader.stubs is None:
         return ()
-    sealed = reader.stubs.ranges(segments.root, lambda: iterate(reader, segments), size, reader.store.has)
-    return (*sealed, *tail.pruned)
+    sealed = reader.stubs.ranges(segments.root, lambda: iterate(reader, segments), size, reader.there)
+    return (*sealed, *tail)
 
 
 def fetcher(reader: ObjectReader, items: MerkleList, name: str, known: BlockRanges, size: int) -> Callable[[int], Array]:
@@ -30,7 +32,7 @@ def fetcher(reader: ObjectReader, items: MerkleList, name: str, known: BlockRang
 
     def fetch(number: int) -> Array:
         arrays, pruned = reader.blocks(get(reader, items, number))
-        if pruned and name == "ids":
+        if pruned and name == "ids" and not reader.whole:
             spans = np.array(pruned, np.int64) + number * size
             if not known.cover(spans[:, 0], spans[:, 1]).all():
                 raise DetailPruned("the memory was pruned while it was being read: open it again")

@@ -1,8 +1,9 @@
 """Repack: a branch is written anew from a segment on, without the dead blocks behind it, in one new commit.
 
 The segments before it are shared with the commits before. Documents keep their ordinals and their order; those that died
-behind it have no blocks any more. Level 1 gists are copied, those above come from the caller. Old commits read as before,
-and a crash at any moment leaves the branch as it was or as it is to be.
+behind it have no blocks any more. Level 1 gists are copied, those above come from the caller. What is pruned is read in its
+archive and goes there again. Old commits read as before, and a crash at any moment leaves the branch as it was or as it is
+to be.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from dataclasses import replace
 
 import numpy as np
 
+from megacontext.core.node import BoolArray
+from megacontext.core.ranges import BlockRanges
 from megacontext.errors import InvalidInput
 from megacontext.storage import merkle
 from megacontext.storage.commit import Commit, load_layer
@@ -44,7 +47,8 @@ class Repacker(Transaction):
 
     def __init__(self, place: Place, branch: str) -> None:
         super().__init__(place, branch)
-        self.before: Snapshot = self.snapshot()
+        self._gone = BlockRanges.of(self.pruned())
+        self.before: Snapshot = self.whole_snapshot() if self._gone.total else self.snapshot()
 
     def rewrite(
         self,
@@ -71,7 +75,8 @@ class Repacker(Transaction):
             copy = _Copy(self._store, size, self._state.base, packing, layer)
             live = before.timeline().present(first, before.blocks)
             for at in range(0, len(live), PIECE_SEGMENTS * size):
-                copy.take(before, live[at : at + PIECE_SEGMENTS * size], make)
+                blocks = live[at : at + PIECE_SEGMENTS * size]
+                copy.take(before, blocks, self._gone.touch(blocks, blocks + 1), make)
             records = Documents(self._place.reader, self._state.base.documents.records, self._state.visible_documents())
             commit = replace(
                 copy.commit(before, records),
@@ -104,8 +109,10 @@ class _Copy:
         self._layer = layer.fingerprint if layer else ""
         self._tail = Tail(packing.first, GistRows(layer, packing.first) if layer else None)
 
-    def take(self, before: Snapshot, blocks: I64, make: MakeGists | None) -> None:
-        """Adds the blocks at these indices: whole segments, or the last blocks there are."""
+    def take(self, before: Snapshot, blocks: I64, pruned: BoolArray, make: MakeGists | None) -> None:
+        """Adds the blocks at these indices, which stay `pruned` where they were: whole segments, or the last blocks there
+        are."""
+        self._tail.prune((self._tail.blocks + at, self._tail.blocks + at + 1) for at in np.flatnonzero(pruned).tolist())
         ids, fill = before.tokens_at(blocks), before.fill_at(blocks)
         chars, lines = (np.where(each < 0, UNKNOWN, each).astype(np.uint32) for each in before.spans_at(blocks))
         self._tail.extend(ids, before.documents_at(blocks), fill, chars, lines)

@@ -45,6 +45,7 @@ from megacontext.storage.snapshot import Snapshot
 from megacontext.storage.state import Base, BranchState, journal_spec
 from megacontext.storage.stubs import Stubs
 from megacontext.storage.transaction import Transaction
+from megacontext.storage.whole import ArchiveReader, WholeStore
 from megacontext.storage.writer import BranchWriter
 
 MAIN = "main"
@@ -249,7 +250,15 @@ class Repository:
         """For moving raw tokens to an archive and back. Raises AccessDenied for a reader that is denied anything."""
         refuse_denied(self._place.access, "pruning or restoring")
         check_writable(self.root, self.info.format)
-        return Pruner(self.root, self.info.segment_blocks)
+        return Pruner(self._place)
+
+    def unpruned(self) -> Repository:
+        """The same memory with raw tokens and originals that were pruned, which are read in their archives, as far as these are
+        at hand. Nothing is brought back by it. Raises AccessDenied for a reader that is denied anything."""
+        refuse_denied(self._place.access, "reading archives")
+        other = Repository(self.root, self.info)
+        other._place = replace(other._place, reader=ArchiveReader(WholeStore(self.root)))
+        return other
 
     def add_layer(self, spec: LayerSpec, branch: str | None = None) -> LayerWriter:
         """Takes a branch for laying a gist layer over the tokens it holds already, or for extending one."""

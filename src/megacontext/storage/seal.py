@@ -18,26 +18,29 @@ from megacontext.storage.documents import PAGE_RECORDS, DocumentRecord, Document
 from megacontext.storage.gists import GISTS, NOTHING, GistRows, GistTree, gist_object, inner_levels, nodes
 from megacontext.storage.labels import Labels
 from megacontext.storage.merkle import ARITY, MerkleList, RowSource
-from megacontext.storage.objects import ObjectReader, ObjectStore
+from megacontext.storage.objects import LocalObjectStore, ObjectReader
 from megacontext.storage.patches import Overlay
 from megacontext.storage.segment import PAGE_BLOCKS, Strand, TokenTree, span_object, token_object
 from megacontext.storage.tail import TailView
 
 # The object of blocks `start:stop` of the timeline.
 Cut = Callable[[int, int], bytes]
+# The same, staged: its name.
+Put = Callable[[int, int], str]
 
 
 class Sealer:
     """Stages the objects of one commit."""
 
-    def __init__(self, store: ObjectStore, segment_blocks: int) -> None:
+    def __init__(self, store: LocalObjectStore, segment_blocks: int) -> None:
         # Sees what is staged; the readers that snapshots share see only what is durable.
         self._reader = ObjectReader(store)
         self._store = store
         self._segment = segment_blocks
 
     def tokens(self, base: TokenTree, tail: TailView) -> TokenTree:
-        """The token tree of `base` with `tail` behind its segments; the unfinished block ends the last page."""
+        """The token tree of `base` with `tail` behind its segments; the unfinished block ends the last page. What holds pruned
+        blocks goes to the archive."""
         ids, doc, fill = tail.ids, tail.doc, tail.fill
         rest = len(tail.open_ids)
         blocks = tail.start + len(ids)
@@ -53,7 +56,12 @@ class Sealer:
             span = slice(start - tail.start, stop - tail.start)
             return token_object(ids[span], doc[span], fill[span])
 
-        strand = self._strand(base.strand, cut, blocks, tail.start + len(ids), None)
+        def put(start: int, stop: int) -> str:
+            data, gone = cut(start, stop), pruned.within(start, stop)
+            return self._store.put_pruned(data, gone) if gone else self._store.put(data)
+
+        pruned = DeadRanges(tail.pruned)
+        strand = self._strand(base.strand, put, blocks, tail.start + len(ids), None)
         return TokenTree(strand=strand, blocks=blocks, open_tokens=rest)
 
     def documents(self, base: DocumentTree, newest: tuple[DocumentRecord, ...], tail: TailView) -> DocumentTree:
@@ -75,7 +83,7 @@ class Sealer:
         return DocumentTree(
             count=base.records.segments.count * PAGE_RECORDS + len(newest),
             records=Strand(segments, tuple(pages[sealed:])),
-            spans=self._strand(base.spans, cut, blocks, blocks, None),
+            spans=self._strand(base.spans, self._putting(cut), blocks, blocks, None),
         )
 
     def dead(self, dead: DeadRanges) -> str:
@@ -119,7 +127,7 @@ class Sealer:
         died = dead.without(load_dead(self._reader, base.dead)) if base.blocks else []
         if died or erased:
             sealed = Strand(self._remade(base, [*died, *erased], tokens, dead, overlay), base.strand.pages)
-        strand = self._strand(sealed, cut, blocks, blocks, rows.source(inner, overlay))
+        strand = self._strand(sealed, self._putting(cut), blocks, blocks, rows.source(inner, overlay))
         return GistTree(spec=base.spec, strand=strand, blocks=blocks, dead=self.dead(dead))
 
     def _remade(
@@ -145,16 +153,17 @@ class Sealer:
             rows.update({(level, int(at)): row for at, row in zip(index, new, strict=True) if at < full})
         return merkle.rewrite(self._reader, self._store, segments, names, rows)
 
-    def _strand(self, base: Strand, cut: Cut, whole: int, stop: int, rows: RowSource | None) -> Strand:
+    def _putting(self, cut: Cut) -> Put:
+        return lambda start, stop: self._store.put(cut(start, stop))
+
+    def _strand(self, base: Strand, put: Put, whole: int, stop: int, rows: RowSource | None) -> Strand:
         """`base` with the segments that `whole` complete blocks fill, then pages up to `stop`."""
         first, sealed = base.segments.count, whole // self._segment
 
         def new() -> Iterator[str]:
             for number in range(first, sealed):
-                yield self._store.put(cut(number * self._segment, (number + 1) * self._segment))
+                yield put(number * self._segment, (number + 1) * self._segment)
 
         segments = merkle.append(self._reader, self._store, base.segments, new(), rows)
-        pages = [
-            self._store.put(cut(at, min(at + PAGE_BLOCKS, stop))) for at in range(sealed * self._segment, stop, PAGE_BLOCKS)
-        ]
+        pages = [put(at, min(at + PAGE_BLOCKS, stop)) for at in range(sealed * self._segment, stop, PAGE_BLOCKS)]
         return Strand(segments, tuple(pages))

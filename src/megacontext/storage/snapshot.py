@@ -57,7 +57,8 @@ class Snapshot:
         segments, spans = state.base.tokens.strand.segments, state.base.documents.spans.segments
         self._segments = segments
 
-        self._pruned = joined((a, min(b, self.blocks)) for a, b in pruned_blocks(reader, segments, segment_blocks, tail))
+        pruned = () if reader.whole else pruned_blocks(reader, segments, segment_blocks, tail.pruned)
+        self._pruned = joined((a, min(b, self.blocks)) for a, b in pruned if a < self.blocks)
         known = BlockRanges.of(self._pruned)
 
         def guarded(whole: Column) -> Column | GuardedColumn:

@@ -163,6 +163,9 @@ class BranchState:
 
     def _apply_blocks(self, record: Record) -> None:
         active, arrays = self._active(), record.arrays
+        if "pruned" in arrays:
+            gone = (self.tail.blocks + np.flatnonzero(arrays["pruned"])).tolist()
+            self.tail.prune((block, block + 1) for block in gone)
         self._extend(arrays, arrays["ids"], arrays["fill"])
         active.tokens += int(arrays["fill"].sum(dtype=np.int64))
         active.closed = len(arrays["fill"]) > 0 and int(arrays["fill"][-1]) < BLOCK

@@ -16,15 +16,21 @@ from pathlib import Path
 import numpy as np
 
 from megacontext.core.ranges import BlockRange, joined
-from megacontext.errors import CorruptObject
+from megacontext.errors import CorruptObject, MissingObject
 from megacontext.storage import files
 from megacontext.storage.hashing import digest, is_name
 from megacontext.storage.tensors import Array, decode, encode
 
 FOLDER = "pruned"
+ARCHIVE = "archive"
+# No branch's: a quoted name holds no "+".
+LOCK = "+prune"
+# The archive of an object that stayed where this memory was imported from.
+ELSEWHERE = "elsewhere"
 RESTORE = "its raw tokens were pruned; megacontext restore brings them back"
 # What the archived object is: a segment or page, or the bytes of a document's source.
 TOKENS, ORIGINAL = "tokens", "original"
+_FETCH = "make it reachable there, or bring its tokens back with megacontext restore --archive FOLDER"
 _KEEP = 64
 # A file's inode and the time of its last change, in nanoseconds.
 Mark = tuple[int, int]
@@ -52,6 +58,14 @@ class Stub:
         gone = joined(ranges)
         ids = np.where(_mask(gone, len(arrays["ids"]))[:, None], np.uint32(0), arrays["ids"])
         return cls(name, TOKENS, gone, {**arrays, "ids": ids}, archive)
+
+    @classmethod
+    def of_object(cls, name: str, data: bytes, kind: str, ranges: Iterable[BlockRange], archive: str) -> Stub:
+        """The stub of an object with these bytes."""
+        if kind == ORIGINAL:
+            return cls(name, ORIGINAL, archive=archive)
+        arrays, _ = decode(memoryview(data))
+        return cls.of_tokens(name, arrays, ranges, archive)
 
     def to_bytes(self) -> bytes:
         """The file's content: its own checksum, then the rows that are left."""
@@ -87,8 +101,13 @@ class Stubs:
     """The stubs of the memory at `root`."""
 
     def __init__(self, root: Path) -> None:
-        self._folder = root / FOLDER
+        self._root, self._folder = root, root / FOLDER
         self._known: OrderedDict[tuple[str, frozenset[tuple[str, Mark]]], tuple[BlockRange, ...]] = OrderedDict()
+
+    @property
+    def there(self) -> bool:
+        """Whether this memory may have any."""
+        return os.path.isdir(self._folder)
 
     def names(self) -> frozenset[str]:
         """Names of the objects that have one."""
@@ -108,6 +127,60 @@ class Stubs:
             files.make_folder(self._folder)
             files.sync_folder(self._folder.parent)
         files.replace_file(self._folder / stub.name, stub.to_bytes())
+
+    def place(self, stub: Stub) -> Path:
+        """Where an object is archived."""
+        own = self._root / ARCHIVE
+        # What stayed elsewhere is nowhere that is known.
+        folder = own / ELSEWHERE if stub.archive == ELSEWHERE else Path(stub.archive) if stub.archive else own
+        return folder / stub.name
+
+    def archived(self, name: str, folder: Path | None = None) -> bytes:
+        """The bytes of a pruned object, from its archive or from this one. Raises MissingObject, CorruptObject."""
+        stub = self.load(name)
+        if stub is None:
+            raise MissingObject(f"object {name} has no stub: it was never pruned, or is restored by now")
+        path = folder / name if folder else self.place(stub)
+        try:
+            data = path.read_bytes()
+        except (FileNotFoundError, NotADirectoryError) as error:
+            left = stub.archive == ELSEWHERE and folder is None
+            where = "stayed where this memory was imported from" if left else f"is not in the archive {path.parent}"
+            raise MissingObject(f"object {name} {where}: {_FETCH}") from error
+        if digest(data) != name:
+            raise CorruptObject(f"object {name} is damaged in the archive {path.parent}: its bytes differ from its name")
+        return data
+
+    def at_hand(self, name: str) -> bool:
+        """Whether the archive of a pruned object has it."""
+        stub = self.load(name)
+        return stub is not None and self.place(stub).is_file()
+
+    def elsewhere(self) -> list[str]:
+        """The files of archived objects that lie outside of the memory's own archive and are known, sorted."""
+        stubs = (self.load(name) for name in self.names())
+        return sorted(str(self.place(stub)) for stub in stubs if stub and stub.archive not in ("", ELSEWHERE))
+
+    def keep(self, name: str, data: bytes, kind: str, ranges: Iterable[BlockRange]) -> None:
+        """Archives an object with these rows pruned, durably, in the archive to which the last one went. Whoever calls has
+        the lock of `LOCK`. What is pruned of it already stays so."""
+        stub = self.load(name)
+        known = stub.ranges if stub else ()
+        archive = stub.archive if stub and stub.archive != ELSEWHERE else self._home()
+        new = Stub.of_object(name, data, kind, (*known, *ranges), archive)
+        place = self.place(new)
+        if not (place.is_file() and files.freshen(place)):
+            files.make_folder(place.parent)
+            files.replace_file(place, data)
+            files.sync_folder(place.parent.absolute().parent)
+        if stub is None or (new.ranges, new.archive) != (known, stub.archive):
+            self.write(new)
+
+    def _home(self) -> str:
+        """The archive of the newest stub, '' for the memory's own: that is where its owner wants such objects."""
+        marks = self._marks()
+        newest = self.load(max(marks, key=lambda name: marks[name][1])) if marks else None
+        return newest.archive if newest and newest.archive != ELSEWHERE else ""
 
     def remove(self, names: Iterable[str]) -> None:
         """Removes stubs, those that are there, durably."""

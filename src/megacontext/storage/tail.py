@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
 
 from megacontext.core.node import BLOCK
-from megacontext.core.ranges import BlockRange
+from megacontext.core.ranges import BlockRange, joined
 from megacontext.storage.column import Rows
 from megacontext.storage.gists import NOTHING, GistRows
 from megacontext.storage.objects import ObjectReader
@@ -57,6 +58,12 @@ class Tail:
         if self.gists:
             self.gists.truncate(blocks)
         self.open_ids = self.open_ids[:0]
+        self.pruned = tuple((start, min(stop, blocks)) for start, stop in self.pruned if start < blocks)
+
+    def prune(self, ranges: Iterable[BlockRange]) -> None:
+        """From now on the raw tokens of these blocks (of the timeline) count as pruned; this tail has them all the same, since
+        what follows is sealed with them."""
+        self.pruned = joined((*self.pruned, *ranges))
 
     def after(self, block: int, overlay: Overlay = NOTHING) -> Tail:
         """A copy of the tail from `block`, a segment's boundary, on, with the gists of `overlay` written into it."""
@@ -66,6 +73,7 @@ class Tail:
         rest.fill = self.fill.after(offset)
         rest.chars, rest.lines = self.chars.after(offset), self.lines.after(offset)
         rest.open_ids = self.open_ids
+        rest.pruned = tuple((max(start, block), stop) for start, stop in self.pruned if stop > block)
         return rest
 
     def view(self, blocks: int, open_document: int) -> TailView:
@@ -110,7 +118,7 @@ def load_tail(
     tail = Tail(tokens.strand.segments.count * segment_blocks, gists)
     for name in tokens.strand.pages:
         arrays, pruned = reader.blocks(name)
-        tail.pruned += tuple((tail.blocks + start, tail.blocks + stop) for start, stop in pruned)
+        tail.prune((tail.blocks + start, tail.blocks + stop) for start, stop in pruned)
         whole = min(tokens.blocks - tail.blocks, len(arrays["ids"]))
         tail.ids.append(arrays["ids"][:whole])
         tail.doc.append(arrays["doc"][:whole])

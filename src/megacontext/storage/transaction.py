@@ -21,7 +21,7 @@ from megacontext.storage.hold import BranchHold
 from megacontext.storage.journal import Record, RecordKind
 from megacontext.storage.place import Place
 from megacontext.storage.refs import BRANCHES, Refs, quoted
-from megacontext.storage.state import Base, BranchState
+from megacontext.storage.state import Base
 from megacontext.storage.writer import BranchWriter
 
 
@@ -81,7 +81,7 @@ class Transaction(BranchHold):
     def move(self, commit: str) -> None:
         """Moves the branch to a commit, durably: `apply`'s, or any that has the branch's in its past."""
         place, before = self._place, self.commit_name
-        state = BranchState.load(place.reader, Base.load(place.reader, commit), place.segment_blocks, None)
+        state = self._load(Base.load(place.reader, commit), None)
         if self._state.active is not None and not self._state.active.begun.open:
             # Its gists belong behind the old commit.
             self._journal.append(Record(RecordKind.ABORT, {}, {}))

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from megacontext.core.node import BLOCK
+from megacontext.core.node import BLOCK, BoolArray
 from megacontext.errors import InvalidInput
 from megacontext.storage.documents import DocumentRecord
 from megacontext.storage.gists import Layer, LayerSpec, NewGists
@@ -131,10 +131,12 @@ class BranchWriter(BranchHold):
         gists: NewGists | None = None,
         chars: ArrayLike | None = None,
         lines: ArrayLike | None = None,
+        pruned: BoolArray | None = None,
     ) -> None:
         """Adds blocks to the document: `ids` [n, 32] of any integer type; `fill` [n], real tokens of each, where only
         the last may have fewer than 32 and then ends the document; `gists` {lod: (first index, float16 [m, g, d])};
-        `chars` and `lines` [n], where each block starts in the text (lines from 1; -1 for unknown)."""
+        `chars` and `lines` [n], where each block starts in the text (lines from 1; -1 for unknown); `pruned` bool [n], whose
+        raw tokens the next commit puts into the archive."""
         active = self._writing(open=False)
         if ids.ndim != 2 or ids.shape[1] != BLOCK:
             raise InvalidInput(f"blocks are [n, {BLOCK}], not {ids.shape}")
@@ -145,6 +147,8 @@ class BranchWriter(BranchHold):
         if active.closed or (count and filled[:-1].size and filled[:-1].min() < BLOCK):
             raise InvalidInput("only a document's last block may hold filling")
         arrays: dict[str, Array] = {"ids": _uint32(ids), "fill": filled.astype(np.uint8, copy=False)}
+        if pruned is not None and pruned.any():
+            arrays["pruned"] = pruned.astype(np.uint8)
         self._write_rows(RecordKind.BLOCKS, arrays, count, gists, chars, lines)
 
     def append_tokens(
@@ -169,22 +173,22 @@ class BranchWriter(BranchHold):
         chars: int = 0,
         lines: int = 0,
         text_hash: str | None = None,
-        original: bytes | None = None,
+        original: bytes | str | None = None,
         pad: int = 0,
         gists: NewGists | None = None,
         replaces: DocumentRecord | None = None,
         patches: Patches | None = None,
     ) -> DocumentRecord:
         """Ends the document: from now on a reader sees it. `chars` and `lines` are the length of its text; `original` its
-        source's bytes where decoding the tokens does not give them back. The unfinished block of an open document is
-        filled with `pad`, and the gists it completes come along. From then on the blocks of `replaces`, an earlier document of
-        this branch, are dead; `patches` are the gists of all nodes above level 1 that hold some of them, made again from
-        what is live. Acknowledge with `sync`."""
+        source's bytes where decoding the tokens does not give them back, or the name of the object that has them. The
+        unfinished block of an open document is filled with `pad`, and the gists it completes come along. From then on the
+        blocks of `replaces`, an earlier document of this branch, are dead; `patches` are the gists of all nodes above level 1
+        that hold some of them, made again from what is live. Acknowledge with `sync`."""
         active = self._writing(open=None)
         rest = 1 if len(self.open_ids) else 0
         arrays = self._deaths(replaces, patches, rest) if replaces is not None else {}
-        kept = ""
-        if original is not None:
+        kept = original if isinstance(original, str) else ""
+        if isinstance(original, bytes):
             kept = self._store.put(original)
             self._store.sync()
         metadata = {

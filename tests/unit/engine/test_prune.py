@@ -11,13 +11,15 @@ from test_dead_documents import BASE, NET, text
 
 from megacontext.core import invariants
 from megacontext.engine.bundle import Bundle
+from megacontext.engine.gist_builder import GistBuilder
 from megacontext.engine.ingest import IngestConfig, ingest
-from megacontext.engine.memory import Memory
+from megacontext.engine.memory import Memory, layer_spec
 from megacontext.engine.prune import prune, restore
 from megacontext.engine.sources import Source
 from megacontext.engine.tokenizer_files import tokenizer_files
 from megacontext.errors import CorruptObject, DetailPruned, MissingObject, UnknownReference
 from megacontext.storage import Repository, Snapshot, audit
+from megacontext.storage.garbage import collect
 
 
 @pytest.fixture
@@ -85,15 +87,51 @@ def test_no_window_opens_what_is_pruned(pruned_memory: Memory, policy: str) -> N
 
 
 def test_what_stays_is_not_said_to_be_pruned(pruned_memory: Memory) -> None:
-    """The last words of a branch are still written; a protected tag keeps all that it holds."""
+    """The end of a branch stays while somebody writes there; a protected tag keeps all that it holds. Both are named, by a dry
+    run too."""
     memory = pruned_memory
     memory.add(text=text(6, 20), name="last")
     memory.repository.create_tag("kept")
     memory.repository.refs.protect("kept")
-    none = memory.prune("poem", "last")
-    assert (none.documents, none.blocks) == ((), 0) and none.kept > memory.find_document("poem").blocks
+    for dry_run in (True, False):
+        none = memory.prune("poem", "last", dry_run=dry_run)
+        assert (none.documents, none.blocks) == ((), 0) and none.kept > memory.find_document("poem").blocks
+        assert list(none.keepers) == ["tag kept"] and "--unprotect kept" in none.keepers["tag kept"]
     memory.repository.refs.protect("kept", False)
-    assert memory.prune("poem", "last").documents == ("text:poem",)
+    with memory.repository.writer():
+        for dry_run in (True, False):
+            some = memory.prune("poem", "last", dry_run=dry_run)
+            assert some.documents == ("text:poem",) and list(some.keepers) == ["branch main"]
+    assert memory.prune("last").documents == ("text:last",)
+
+
+def test_the_end_of_a_branch_goes_and_the_branch_grows_on(pruned_memory: Memory) -> None:
+    """What is in no commit yet is committed first; what is written behind pruned blocks is sealed with them, and they stay
+    pruned, and come back."""
+    memory, repository = pruned_memory, pruned_memory.repository
+    with repository.writer(layer=layer_spec(memory.bundle)) as writer:
+        builder = GistBuilder(memory.bundle.base, memory.bundle.gists)  # type: ignore[arg-type]
+        writer.begin_document(source="text:unsettled")
+        ids, fill = np.full((2, 32), 65, np.uint32), np.full(2, 32, np.uint8)
+        writer.append_blocks(ids, fill, gists=builder.extend(writer.written_layer(), ids, fill))
+        writer.end_document()
+    dry = memory.prune("end", "unsettled", dry_run=True)
+    done = memory.prune("end", "unsettled")
+    assert (dry.documents, dry.blocks) == (done.documents, done.blocks) == (("text:end", "text:unsettled"), done.blocks)
+    record = memory.find_document("end")
+    assert done.blocks == record.blocks + 2 and done.kept == 0 and not done.keepers
+    gone = memory.snapshot().timeline().pruned
+    for name, words in (("more", 30), ("much", 900)):
+        memory.add(text=text(ord(name[0]), words), name=name)
+        assert memory.snapshot().timeline().pruned == gone and memory.fsck().clean
+        with pytest.raises(DetailPruned):
+            memory.text(memory.find_document("end"))
+    # As the one process that reads it and the next one do.
+    assert Memory(Repository.open(repository.root), memory.bundle).snapshot().timeline().pruned == gone
+    collect(repository.root, grace=0)
+    assert memory.restore().blocks == done.blocks
+    assert memory.text(memory.find_document("end")) == text(4, 120) and memory.fsck().clean
+    assert not list((repository.root / "archive").iterdir()) and not list((repository.root / "pruned").iterdir())
 
 
 def test_one_document_comes_back_alone(pruned_memory: Memory) -> None:
@@ -106,7 +144,11 @@ def test_one_document_comes_back_alone(pruned_memory: Memory) -> None:
     for name in ("page", "words"):
         with pytest.raises(DetailPruned):
             memory.text(memory.find_document(name))
-    assert memory.restore("words", "page", dry_run=True).blocks == memory.restore().blocks
+    dry, files = memory.restore("words", "page", dry_run=True), files_of(memory.repository.root)
+    assert dry.objects > 0 and dry.bytes > 0 and dry.documents == ("text:page", "text:words")
+    assert files_of(memory.repository.root) == files
+    done = memory.restore()
+    assert (dry.blocks, dry.objects, dry.bytes) == (done.blocks, done.objects, done.bytes)
     assert memory.text(memory.find_document("page")) == text(1, 330) and memory.fsck().clean
 
 
@@ -150,7 +192,7 @@ def test_protected_tags_and_ends_of_branches_stay(pruned_memory: Memory) -> None
     assert memory.prune("poem").blocks == 0 and memory.prune("poem", dry_run=True).kept == memory.find_document("poem").blocks
     done = memory.prune("free")
     record = memory.find_document("free")
-    assert 0 < done.blocks < record.blocks and done.blocks + done.kept == record.blocks
+    assert done.blocks == record.blocks and done.kept == 0
     old = memory.snapshot(tagged)
     assert memory.text(memory.find_document("poem", old), old) == text(2, 900) and old.timeline().pruned == ()
     with memory.session(budget=400) as session:
@@ -170,14 +212,16 @@ def test_old_documents_go_by_their_time_in_every_commit(tmp_path: Path) -> None:
     for commit in commits:
         snapshot = repository.snapshot(commit)
         assert _pruned(snapshot) >= {0} and not _pruned(snapshot) & {2, 3}
-    # Its end is in pages that no branch ends with: what is there can be read, but nothing can follow it.
+    # Its end is in pages that are archived: nothing can follow it where they are not at hand.
     repository.create_branch("old", commits[1])
-    with pytest.raises(DetailPruned, match="restore"):
+    shutil.move(repository.root / "archive", tmp_path / "away")
+    with pytest.raises(DetailPruned, match="megacontext restore --archive"):
         Repository.open(repository.root).writer("old")
-    assert repository.fsck().clean
-    restore(repository)
+    shutil.move(tmp_path / "away", repository.root / "archive")
     with repository.writer("old") as writer:
         assert writer.blocks == records[0].blocks + records[1].blocks
+    assert repository.fsck().clean
+    restore(repository)
     assert repository.fsck().clean
 
 

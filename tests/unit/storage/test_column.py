@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from megacontext.errors import CorruptObject, UnknownReference
 from megacontext.storage import column
+from megacontext.storage import gather as gathering
 from megacontext.storage.column import Column, Rows
-from megacontext.storage.gather import LARGEST_ROW, position
+from megacontext.storage.gather import LARGEST_ROW, gather, position
 
 SHAPES = [((), np.uint8), ((), np.uint32), ((32,), np.uint32), ((1, 5), np.float16), ((LARGEST_ROW,), np.uint32)]
 
@@ -77,6 +78,60 @@ def test_a_piece_of_another_form_is_damage(piece: np.ndarray) -> None:
         whole.at(np.array([40]))
     with pytest.raises(CorruptObject, match="piece 0 of rows"):
         whole.range(0, 64)
+
+
+FORMS = st.tuples(st.integers(1, 6), st.sampled_from([np.uint8, np.float16, np.uint32, np.int64]), st.integers(0, 70))
+
+
+@given(st.data(), FORMS, st.lists(st.integers(-(2**62), 2**62), max_size=3), st.booleans())
+def test_gathering_is_plain_indexing_or_refused(data: st.DataObject, form: tuple, wild: list[int], threads: bool) -> None:
+    """Of arrays anywhere, rows that they have are given; for any other, next to them or far off, nothing is read."""
+    width, dtype, count = form
+    arrays = [rows_of(count + 1 + number, (width,), dtype) + dtype(number) for number in range(3)]
+    which = np.array(data.draw(st.lists(st.integers(0, 2), min_size=1, max_size=30)))
+    rows = np.array(data.draw(st.lists(st.integers(0, count), min_size=len(which), max_size=len(which))), np.int64)
+    first, counts = (np.array([each(array) for array in arrays])[which] for each in (position, len))
+    expected = np.stack([arrays[number][at] for number, at in zip(which, rows, strict=True)])
+
+    def right() -> bool:
+        return np.array_equal(gather(first, rows, counts, arrays[0]), expected)
+
+    def wrong() -> bool:
+        for bad in (-1, counts[0], *(each for each in wild if not 0 <= each < counts[0])):
+            assert gather(first, np.concatenate(([bad], rows[1:])), counts, arrays[0]) is None
+        return True
+
+    if not threads:
+        assert right() and wrong()
+        return
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(lambda act: act(), [right, wrong] * 4))
+
+
+def test_what_lies_out_of_reach_is_read_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on systems that use more of the address space."""
+    monkeypatch.setattr(gathering, "_END", 1 << 20)
+    rows = rows_of(100, (32,), np.uint32)
+    whole, index = cut(rows, 32, 96), np.array([99, 0, 40, 40])
+    np.testing.assert_array_equal(whole.at(index), rows[index])
+
+
+def test_an_index_that_changes_meanwhile_reads_what_was_asked_for() -> None:
+    rows = rows_of(100, (32,), np.uint32)
+    index = np.array([3, 50])
+
+    def fetch(number: int) -> np.ndarray:
+        index[:] = 2**50
+        return rows[number * 32 : (number + 1) * 32].copy()
+
+    np.testing.assert_array_equal(Column("rows", fetch, 32, 96, rows[96:]).at(index), rows[[3, 50]])
+
+
+def test_rows_that_do_not_lie_as_they_should_are_copied() -> None:
+    rows = rows_of(64, (8,), np.uint32)
+    odd = np.frombuffer(b"x" + rows.tobytes(), np.uint8)[1:].view(np.uint32).reshape(64, 8)
+    whole = Column("rows", lambda number: odd[number * 32 : (number + 1) * 32], 32, 64, rows[:0])
+    np.testing.assert_array_equal(whole.at(np.array([40, 3])), rows[[40, 3]])
 
 
 def test_only_rows_without_gaps_have_a_position() -> None:

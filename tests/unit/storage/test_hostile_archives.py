@@ -249,7 +249,7 @@ def test_the_kit_makes_what_is_taken(small: bytes, tmp_path: Path) -> None:
     ("how", "error"),
     [
         (fields(branches={"../up": "0" * 64}, head="../up"), InvalidInput),
-        (fields(version=2), FormatVersionError),
+        (fields(version=3), FormatVersionError),
         (memory(format=9), FormatVersionError),
         (memory(segment_blocks=1024), ArchiveError),
     ],

@@ -9,7 +9,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from megacontext.errors import EraseIncomplete, InvariantError, ProtectedTag, UnknownReference
@@ -27,9 +27,11 @@ from megacontext.storage.erasure.proof import Scan, scan
 from megacontext.storage.erasure.rewrite import Remake, Rewriter, Rewritten, in_order
 from megacontext.storage.gists import LayerSpec
 from megacontext.storage.labels import load_labels
-from megacontext.storage.objects import LocalObjectStore, ObjectReader
+from megacontext.storage.objects import ObjectReader
 from megacontext.storage.place import Place, local_store
 from megacontext.storage.refs import TAGS, Refs
+from megacontext.storage.stubs import Stubs
+from megacontext.storage.whole import WholeReader, WholeStore
 
 # Quoted names of branches hold no "+".
 _STAGING = "+erase"
@@ -93,10 +95,10 @@ def survey(root: Path, doomed: Doomed) -> Survey:
 def erase(root: Path, order: Order) -> dict[str, Any]:
     """Erases documents from the memory at `root`; returns the receipt, which the audit log has as well.
 
-    Raises UnknownReference where there is no such document, DetailPruned where it has to be restored first, ProtectedTag where
-    one stands in the way, BranchLocked where a branch is being written, InvariantError where the scan cannot see what is
-    there: nothing is changed then. Raises EraseIncomplete where the scan still finds something afterwards; then `finish`
-    tries again.
+    What is pruned is erased in its archive, too. Raises MissingObject where that is not at hand, UnknownReference where there
+    is no such document, ProtectedTag where one stands in the way, BranchLocked where a branch is being written,
+    InvariantError where the scan cannot see what is there: nothing is changed then. Raises EraseIncomplete where the scan
+    still finds something afterwards; then `finish` tries again.
     """
     with erasing(root):
         left: Intent | None = None
@@ -124,7 +126,7 @@ class _Plan:
 
 def _prepare(root: Path, place: Place, order: Order, left: Intent | None) -> Intent:
     """Makes everything new, durably, and checks it; returns the note."""
-    reader = ObjectReader(local_store(root, "unused"))
+    reader = place.whole()
     commits = in_order(reader, (commit for _, _, commit in all_refs(root)))
     records = all_records(reader, commits)
     doomed = completed(order.doomed, records)
@@ -136,9 +138,9 @@ def _prepare(root: Path, place: Place, order: Order, left: Intent | None) -> Int
         tags = ", ".join(seen.protected)
         message = f"what is to be erased is under protected tags ({tags}): --include-protected erases it there, too"
         raise ProtectedTag(message, seen.protected)
-    store = local_store(root, _STAGING)
+    store = WholeStore(root, _STAGING)
     for original in {record.original for record in seen.records} - {""}:
-        # One that was pruned lies in an archive; this says that it has to be restored first.
+        # It is erased in its archive, too: that has to be at hand.
         store.get(original)
     store.clean()
     try:
@@ -146,7 +148,7 @@ def _prepare(root: Path, place: Place, order: Order, left: Intent | None) -> Int
         evidence = Evidence(reader, place.segment_blocks)
         rewriter = Rewriter(store, place.segment_blocks, doomed, order.remake, redactor(doomed.sources, kept), evidence)
         done = rewriter.history(commits)
-        evidence.check(done, doomed, ObjectReader(store))
+        evidence.check(done, doomed, WholeReader(store))
         intent = _Proof(root, store, _Plan(doomed, seen, done, evidence, kept, texts)).note(order, left)
         store.sync()
     except BaseException:
@@ -158,7 +160,7 @@ def _prepare(root: Path, place: Place, order: Order, left: Intent | None) -> Int
 class _Proof:
     """The scan before anything goes, and the note that the scan after it goes by."""
 
-    def __init__(self, root: Path, store: LocalObjectStore, plan: _Plan) -> None:
+    def __init__(self, root: Path, store: WholeStore, plan: _Plan) -> None:
         self._root, self._store, self._plan = root, store, plan
 
     def note(self, order: Order, left: Intent | None) -> Intent:
@@ -167,7 +169,8 @@ class _Proof:
         names, originals = self._new_objects()
         needles = plan.evidence.needles() + name_needles(plan.doomed.sources, plan.kept) + text_needles(order.texts)
         finder = Finder([*needles, *(left.needles if left else ())])
-        before = scan(self._root, finder, originals)
+        elsewhere = sorted({*Stubs(self._root).elsewhere(), *(left.elsewhere if left else ())})
+        before = scan(self._root, finder, originals, elsewhere)
         shared = self._shared(finder, before, names, originals)
         self._check_sight(finder, before, shared)
         erased = load_erased(self._root)
@@ -194,11 +197,12 @@ class _Proof:
             originals=sorted(originals),
             receipt=receipt,
             needles=finder.without(shared).needles,
+            elsewhere=elsewhere,
         )
 
     def _new_objects(self) -> tuple[set[str], set[str]]:
         """What branches and tags will lead to, and the texts of documents among that."""
-        closure, originals = Closure(ObjectReader(self._store)), set()
+        closure, originals = Closure(WholeReader(self._store)), set()
         roots = {self._plan.done.renamed.get(commit, commit) for _, _, commit in all_refs(self._root)}
         for named in closure.of(sorted(roots)):
             if named.kind == ORIGINAL:
@@ -209,9 +213,12 @@ class _Proof:
         """Needles that what stays holds as well: equal blocks of other documents. `Evidence.check` made sure that nothing
         else is left of them in there."""
         shared: set[int] = set()
+        staged = self._staged()
+        known: dict[str, set[int]] = {}
+        for path, counts in before.found.items():
+            known.setdefault(PurePath(path).name, set()).update(counts)
         for name in sorted(names):
-            known = before.found.get(f"objects/{name[:2]}/{name}")
-            found = set(finder.find(self._store.get(name)) if known is None and name in self._staged() else known or ())
+            found = known.get(name) or set(finder.find(self._store.get(name)) if name in staged else ())
             kinds = {finder.needles[number].kind for number in found}
             if NAMES in kinds and name not in originals:
                 raise InvariantError(f"a name that is to be erased would still stand in object {name}: nothing was changed")

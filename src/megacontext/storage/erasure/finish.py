@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from megacontext.storage.info import read_info
 from megacontext.storage.objects import ObjectReader
 from megacontext.storage.place import ERASING, Place, local_store
 from megacontext.storage.refs import BRANCHES, Refs
+from megacontext.storage.stubs import Stubs
 from megacontext.storage.transaction import Transaction
 
 log = logging.getLogger(__name__)
@@ -31,7 +32,7 @@ def place_of(root: Path) -> Place:
     """The memory at `root`, also while it is being erased from."""
     info = read_info(root)
     check_writable(root, info.format)
-    reader = ObjectReader(local_store(root, "unused"))
+    reader = ObjectReader(local_store(root, "unused"), stubs=Stubs(root))
     return Place(root, info.segment_blocks, Refs(root), reader, info.format, erasing=True)
 
 
@@ -87,7 +88,17 @@ def finish(root: Path) -> dict[str, Any] | None:
         _delete_indexes(root)
         take_in(root, ErasedList.from_json(dict(intent.erased)))
         collect(root, grace=0, held=tuple(branches))
+        _destroy(root, intent.elsewhere)
     return _prove(root, intent, finder)
+
+
+def _destroy(root: Path, archived: Sequence[str]) -> None:
+    """Removes archived objects outside of the memory that it does not need any more."""
+    needed = set(Stubs(root).elsewhere())
+    gone = [path for path in map(Path, archived) if str(path) not in needed and path.exists()]
+    for path in gone:
+        files.remove(path)
+    files.sync_all(sorted({path.parent for path in gone}), files.sync_folder)
 
 
 def all_refs(root: Path) -> list[tuple[str, str, str]]:
@@ -112,7 +123,7 @@ def _delete_indexes(root: Path) -> None:
 
 def _prove(root: Path, intent: Intent, finder: Finder) -> dict[str, Any]:
     """The scan after it, the line in the audit log, and the end of the note."""
-    after = scan(root, finder, set(intent.originals))
+    after = scan(root, finder, set(intent.originals), {*Stubs(root).elsewhere(), *intent.elsewhere})
     report = after.report(finder)
     if not nothing_found(report):
         raise EraseIncomplete(

@@ -26,7 +26,8 @@ from megacontext.storage.tensors import Array, decode, encode
 class Intent:
     """`id` names the erasure in the audit log; `renamed` maps old commits to new ones; `erased` is the list of what may not
     come in again, from then on; `originals` are objects with texts of documents that stay, which may name others; `needles`
-    are to be found nowhere; `receipt` is what the audit log says of it all, but for the last scan."""
+    are to be found nowhere; `receipt` is what the audit log says of it all, but for the last scan. `elsewhere` are archived
+    objects outside of the memory's folder."""
 
     id: str
     author: str
@@ -35,6 +36,7 @@ class Intent:
     originals: Sequence[str]
     receipt: Mapping[str, Any]
     needles: Sequence[Needle] = field(repr=False)
+    elsewhere: Sequence[str] = ()
 
     def save(self, root: Path) -> None:
         """Writes it to the memory at `root`, durably."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -50,18 +50,18 @@ class Scan:
         return ", ".join(places[:5]) + (f" and {len(places) - 5} more" if len(places) > 5 else "")
 
 
-def scan(root: Path, finder: Finder, originals: Collection[str] = ()) -> Scan:
-    """Looks for the needles in every file of the memory at `root`, whatever it is. In `originals`, the texts of documents that
-    stay, names and texts are not looked for: they are those documents' own."""
+def scan(root: Path, finder: Finder, originals: Collection[str] = (), elsewhere: Iterable[str] = ()) -> Scan:
+    """Looks for the needles in every file of the memory at `root`, whatever it is, and in files `elsewhere`, which are of it,
+    too. In `originals`, the texts of documents that stay, names and texts are not looked for: they are those documents' own."""
     done = Scan()
-    for path in files_of(root):
+    for path in (*files_of(root), *map(Path, elsewhere)):
         counts = finder.find_in_file(path)
         if path.name in originals:
             counts = {number: count for number, count in counts.items() if finder.needles[number].kind in (TOKENS, GISTS)}
         done.files += 1
         done.bytes += path.stat().st_size if path.exists() else 0
         if counts:
-            done.found[path.relative_to(root).as_posix()] = counts
+            done.found[path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)] = counts
     return done
 
 

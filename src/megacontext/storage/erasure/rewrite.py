@@ -4,7 +4,8 @@ Positions stay. The blocks of an erased document become blank (ids and fill 0, w
 dead in every commit; its record becomes a tombstone. Gists above them are made again from live children, those of the blocks
 themselves are zero. What a commit looks like is what it would look like had blank blocks been written in their place.
 
-Objects are only staged here, and nothing old is touched.
+Objects are only staged here, and nothing old is touched. What is pruned is read in its archive, and what stays pruned goes
+there again.
 """
 
 from __future__ import annotations
@@ -25,13 +26,14 @@ from megacontext.storage.erasure.doomed import Doomed, Records
 from megacontext.storage.gists import GistTree, Layer, LayerSpec, load_rows
 from megacontext.storage.labels import load_labels
 from megacontext.storage.merkle import MerkleList
-from megacontext.storage.objects import ObjectReader, ObjectStore
+from megacontext.storage.objects import ObjectReader
 from megacontext.storage.patches import Overlay, Patches
 from megacontext.storage.seal import Sealer
 from megacontext.storage.segment import SPANS, TOKENS, UNKNOWN, Strand, TokenTree, span_object, token_object
 from megacontext.storage.state import Base
 from megacontext.storage.tail import TailView, load_tail
 from megacontext.storage.tensors import F16, I64, Array
+from megacontext.storage.whole import WholeReader, WholeStore
 
 Spans = tuple[tuple[int, int], ...]
 # `GistBuilder.remake` of a GistNet: gists of a layer's nodes above level 1 without what is dead in the timeline.
@@ -65,7 +67,7 @@ class Rewriter:
 
     def __init__(
         self,
-        store: ObjectStore,
+        store: WholeStore,
         segment_blocks: int,
         doomed: Doomed,
         remake: Callable[[LayerSpec], Remake | None],
@@ -74,7 +76,7 @@ class Rewriter:
     ) -> None:
         self._store, self._segment, self._doomed = store, segment_blocks, doomed
         self._remake, self._redact, self._witness = remake, redact, witness
-        self._reader = ObjectReader(store)
+        self._reader = WholeReader(store)
         self._sealer = Sealer(store, segment_blocks)
         self._records = Records(self._reader, doomed)
         self._pieces: dict[tuple[str, Spans], str] = {}
@@ -128,10 +130,18 @@ class Rewriter:
         for number, inside in by_segment(spans, self._segment, items.count).items():
             name = merkle.get(self._reader, items, number)
             if (name, inside) not in self._pieces:
-                blank = _BLANK[kind](self._reader.tensors(name, kind).arrays, inside)
-                self._pieces[name, inside] = self._store.put(blank)
+                self._pieces[name, inside] = self._blank_piece(name, inside, kind)
             names[number] = self._pieces[name, inside]
         return merkle.rewrite(self._reader, self._store, items, names) if names else items
+
+    def _blank_piece(self, name: str, inside: Spans, kind: str) -> str:
+        """A segment with blank blocks; what else of it is pruned stays so."""
+        if kind == SPANS:
+            return self._store.put(_blank_spans(self._reader.tensors(name, kind).arrays, inside))
+        arrays, pruned = self._reader.blocks(name)
+        left = DeadRanges(pruned).without(DeadRanges(inside))
+        blank = _blank_tokens(arrays, inside)
+        return self._store.put_pruned(blank, left) if left else self._store.put(blank)
 
     def _documents(self, base: Base, gone: list[DocumentRecord], spans: Spans, view: TailView) -> DocumentTree:
         strand = base.documents.records
@@ -241,6 +251,7 @@ def _blanked(view: TailView, spans: Spans) -> TailView:
         fill=np.where(mask, np.uint8(0), view.fill),
         chars=np.where(mask, np.uint32(UNKNOWN), view.chars),
         lines=np.where(mask, np.uint32(UNKNOWN), view.lines),
+        pruned=tuple(DeadRanges(view.pruned).without(DeadRanges(spans))),
     )
 
 
@@ -254,9 +265,6 @@ def _blank_spans(arrays: dict[str, Array], inside: Spans) -> bytes:
     mask = inside_mask(inside, 0, len(arrays["chars"]))
     chars, lines = (np.where(mask, np.uint32(UNKNOWN), arrays[name]) for name in ("chars", "lines"))
     return span_object(chars, lines)
-
-
-_BLANK = {TOKENS: _blank_tokens, SPANS: _blank_spans}
 
 
 def _zeros(spec: LayerSpec, spans: Spans) -> dict[int, tuple[I64, F16]]:
