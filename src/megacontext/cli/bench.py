@@ -240,5 +240,6 @@ def environment() -> dict[str, Any]:
 
 # Measurements in files of their own register themselves.
 from megacontext.cli import bench_capacity as bench_capacity  # noqa: E402
+from megacontext.cli import bench_recall as bench_recall  # noqa: E402
 from megacontext.cli import bench_speed as bench_speed  # noqa: E402
 from megacontext.cli import bench_storage as bench_storage  # noqa: E402
