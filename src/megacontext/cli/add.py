@@ -103,9 +103,9 @@ def _print(receipt: Receipt) -> None:
     rows = [
         ("documents", new),
         ("unchanged", f"{len(receipt.unchanged):,}" if receipt.unchanged else ""),
-        ("tokens", f"{receipt.tokens:,} in {receipt.blocks:,} blocks"),
-        ("reused", f"{receipt.reused:,} blocks that were there before" if receipt.reused else ""),
-        ("repacked", f"{receipt.repacked:,} dead blocks left out" if receipt.repacked else ""),
+        ("tokens", f"{receipt.tokens:,} in {output.many(receipt.blocks, 'block')}"),
+        ("reused", f"{output.many(receipt.reused, 'block')} that were there before" if receipt.reused else ""),
+        ("repacked", f"{output.many(receipt.repacked, 'dead block')} left out" if receipt.repacked else ""),
         ("commit", output.short(receipt.commit)),
         ("time", f"{receipt.seconds:.1f} s, {_speed(receipt):,.0f} tokens/s"),
     ]

@@ -57,7 +57,7 @@ def _print(found: Difference) -> None:
         return
     kinds = {"added": found.added, "changed": found.changed, "removed": found.removed}
     what = ", ".join(f"{len(sources):,} {kind}" for kind, sources in kinds.items() if sources)
-    output.line(f"{what}: {found.blocks_added:,} blocks more, {found.blocks_removed:,} fewer")
+    output.line(f"{what}: {output.many(found.blocks_added, 'block')} more, {found.blocks_removed:,} fewer")
 
 
 def _blocks(each: DocumentDifference) -> str:

@@ -23,7 +23,7 @@ def erase(
     call: Call,
     documents: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[DOCUMENT]...", help="A source, the end of one (whole names), or a pattern with * and ?."),
+        typer.Argument(metavar="[DOCUMENT]...", help=place.SOURCE),
     ] = None,
     match: Annotated[
         str | None,
@@ -51,7 +51,7 @@ def erase(
 
     memory = call.memory(model)
     eraser = Eraser(memory.repository, lambda: memory.tokenizer, lambda: (memory.models.base, memory.models.gists))
-    outlook = eraser.outlook(documents or [], match=match)
+    outlook = eraser.outlook(place.source_patterns(memory.repository.root, documents), match=match)
     if dry_run:
         call.show({**outlook.to_json(), "dry_run": True}, lambda: _tell(outlook))
         return
@@ -79,7 +79,8 @@ def _finish(call: Call) -> None:
 def _tell(outlook: Outlook, line: Any = output.line) -> None:
     for each in outlook.documents:
         what = "" if each.whole else ", of more; the name stays"
-        line(f"{each.source}: {each.versions:,} versions{what}, {each.tokens:,} tokens in {each.blocks:,} blocks")
+        size = f"{output.many(each.tokens, 'token')} in {output.many(each.blocks, 'block')}"
+        line(f"{each.source}: {output.many(each.versions, 'version')}{what}, {size}")
     where = ", ".join(
         f"{kind} {', '.join(names)}" for kind, names in (("branches", outlook.branches), ("tags", outlook.tags)) if names
     )
@@ -91,13 +92,13 @@ def _tell(outlook: Outlook, line: Any = output.line) -> None:
 
 
 def _print(receipt: dict[str, Any]) -> None:
-    output.line(f"erased {receipt['documents']:,} documents in {receipt['versions']:,} versions")
+    output.line(f"erased {output.many(receipt['documents'], 'document')} in {output.many(receipt['versions'], 'version')}")
     output.line(f"wrote {receipt['commits']:,} commits anew, moved {receipt['refs']:,} branches and tags")
     before, after = receipt["before"], receipt["after"]
     for kind, name in _KINDS.items():
         kept = receipt["shared"][kind]
         also = f"; {kept:,} more are those of documents that stay, too" if kept else ""
         output.line(f"{name}: {before[kind]['found']:,} found before, {after[kind]['found']:,} after{also}")
-    output.line(f"searched {before['files']:,} files before, {after['files']:,} after ({after['bytes']:,} bytes)")
+    output.line(f"searched {output.many(before['files'], 'file')} before, {after['files']:,} after ({after['bytes']:,} bytes)")
     for layer in receipt["dropped_layers"]:
         output.line(f"dropped the gists of {output.short(layer)}: its GistNet is not at hand; megacontext regist lays it")

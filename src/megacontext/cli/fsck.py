@@ -40,6 +40,6 @@ def _print(report: Report) -> None:
     for finding in report.findings:
         output.line(f"damaged: {finding}")
     spare = f", {report.unreachable:,} of them not used by any branch" if report.unreachable else ""
-    output.line(f"checked {report.objects:,} objects, {report.bytes:,} bytes{spare}")
+    output.line(f"checked {output.many(report.objects, 'object')}, {report.bytes:,} bytes{spare}")
     count = len(report.findings)
     output.line("clean" if not count else f"{count} {'damage' if count == 1 else 'damages'} found")

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from megacontext.cli import output
+from megacontext.cli import output, place
 from megacontext.cli.add import author
 from megacontext.cli.verb import Call
 from megacontext.errors import UnknownReference
@@ -25,8 +25,8 @@ def label(
         str | None,
         typer.Argument(
             metavar="[DOCUMENT[:LINES]]",
-            help="A document by its source or the end of it, with lines such as :20 or :20-35 or without. Without it: list "
-            "the labels of the memory.",
+            help="A document by its source or the end of it, with lines such as :20 or :20-35 or without; or a folder, or a "
+            "pattern with * and ?, for all its documents. Without it: list the labels of the memory.",
         ),
     ] = None,
     add: Annotated[list[str] | None, typer.Option(metavar="LABEL", help="Put this label on it; may be repeated.")] = None,
@@ -41,6 +41,10 @@ def label(
     text nor in a gist, a search or a list, at no commit and on no branch that holds the same blocks. Lines are rounded
     outwards to blocks of 32 tokens. A new version of a document has the labels of the one that it replaces: all of it, if
     lines were labelled.
+
+    Labels of all branches and tags count, so one that is taken off has to be taken off on every branch that has it. A merge
+    brings labels along and takes none off; only a branch that has nothing of its own, and merely moves on to where the
+    other is, has the other's labels then.
     """
     memory = call.memory()
     if what is None:
@@ -48,18 +52,15 @@ def label(
         value = {"labels": [{"label": name, "blocks": blocks} for name, blocks in labels.items()]}
         call.show(value, lambda: _print_all(labels))
         return
+    what = place.source_pattern(memory.repository.root, what)
     document, lines = _parsed(memory, what)
-    found = memory.label(
-        document,
-        lines=lines,
-        add=add or (),
-        remove=remove or (),
-        tag=tag or (),
-        untag=untag or (),
-        message=message,
-        author=author(),
-    )
-    call.show(found.to_json(), lambda: _print(found))
+    changes: dict[str, Any] = {"add": add or (), "remove": remove or (), "tag": tag or (), "untag": untag or ()}
+    if lines is not None:
+        found = [memory.label(document, lines=lines, **changes, message=message, author=author())]
+    else:
+        found = memory.label_all(document, **changes, message=message, author=author())
+    value = found[0].to_json() if len(found) == 1 else {"documents": [each.to_json() for each in found]}
+    call.show(value, lambda: _print(found[0]) if len(found) == 1 else _print_each(found))
 
 
 def _parsed(memory: Memory, what: str) -> tuple[str, Lines | None]:
@@ -73,12 +74,24 @@ def _parsed(memory: Memory, what: str) -> tuple[str, Lines | None]:
         return match[1], (int(match[2]), int(match[3] or match[2]))
 
 
+def _print_each(found: list[Labelled]) -> None:
+    for each in found:
+        output.line(f"{each.source}: {_labels(each)}; tags {', '.join(each.tags) or 'none'}")
+    output.line(f"{output.many(len(found), 'document')}; commit {output.short(found[0].commit)}")
+
+
+def _labels(found: Labelled) -> str:
+    return (
+        ", ".join(f"{name} on {blocks:,} of {output.many(found.of, 'block')}" for name, blocks in found.blocks.items())
+        or "no labels"
+    )
+
+
 def _print(found: Labelled) -> None:
-    parts = [f"{name} on {blocks:,} of {found.of:,} blocks" for name, blocks in found.blocks.items()]
     output.facts(
         [
             ("document", found.source),
-            ("labels", ", ".join(parts) or "none"),
+            ("labels", _labels(found)),
             ("tags", ", ".join(found.tags) or "none"),
             ("commit", output.short(found.commit)),
         ]
@@ -87,6 +100,6 @@ def _print(found: Labelled) -> None:
 
 def _print_all(labels: dict[str, int]) -> None:
     for name, blocks in labels.items():
-        output.line(f"{name}  {blocks:,} blocks")
+        output.line(f"{name}  {output.many(blocks, 'block')}")
     if not labels:
         output.note("no labels; megacontext label DOCUMENT --add LABEL puts one on a document")

@@ -13,7 +13,9 @@ if TYPE_CHECKING:
 
 def coverage(layer: LayerStatus) -> str:
     """A layer, how much it covers and what it lacks."""
-    return f"{output.short(layer.fingerprint)} over {layer.blocks:,} blocks" + (f" ({_lack(layer)})" if _lack(layer) else "")
+    return f"{output.short(layer.fingerprint)} over {output.many(layer.blocks, 'block')}" + (
+        f" ({_lack(layer)})" if _lack(layer) else ""
+    )
 
 
 def tell_behind(layers: Iterable[LayerStatus]) -> None:

@@ -71,5 +71,5 @@ def _print(name: str, commit: Commit, changes: dict[str, list[str]], documents: 
     message = " ".join(commit.message.split())
     output.line("  ".join(each for each in (output.short(name), local_time(commit.time), commit.author, message) if each))
     merged = "".join(f"merge of {output.short(each)}: " for each in commit.parents[1:])
-    output.line(f"    {merged}{counted(changes)}; {commit.blocks:,} blocks in all")
+    output.line(f"    {merged}{counted(changes)}; {output.many(commit.blocks, 'block')} in all")
     print_lines(change_lines(changes, documents))

@@ -59,6 +59,8 @@ Exit codes: 0 fine, 1 a check found something, 2 wrong usage or input, 3 a memor
 """
 
 
+# Commands that are about no memory.
+ALONE = ("train", "bench", "demo")
 # Verbs that would slow down all others: imported when they, or a list of all verbs, are asked for.
 LATER = {"demo": "megacontext.cli.demo", "bench": "megacontext.cli.bench"}
 
@@ -116,6 +118,11 @@ def _usage(error: Any, words: list[str]) -> int:
         return failures.INPUT
     path = context.command_path if context is not None else "megacontext"
     message = f"{error.format_message().rstrip('.')} (see {path} --help)"
+    taken = words[-1] if len(words) > 1 and words[-2] in ("-C", "--deny") else ""
+    if context is not None and context.parent is None and taken in context.command.list_commands(context):
+        message = (
+            f"{words[-2]} took {taken!r} for its value, and no command is left: write megacontext {words[-2]} VALUE {taken}"
+        )
     return failures.tell(message, "UsageError", failures.INPUT, as_json=_json(words))
 
 
@@ -160,18 +167,21 @@ def _options(
             "--deny",
             metavar="LABEL",
             help="See nothing that carries this label (megacontext label), in no form: repeatable, besides those that "
-            f"${place.DENY} lists, divided by commas. Of what writes, only sessions are open then. May also follow the "
-            "command.",
+            f"${place.DENY} lists, divided by commas. Only ${place.DENY} may list what nothing carries yet. Of what writes, "
+            "only sessions are open then. May also follow the command.",
         ),
     ] = None,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
+    if ctx.invoked_subcommand in ALONE and (deny or directory):
+        option = "--deny" if deny else "-C"
+        raise typer.BadParameter(f"{ctx.invoked_subcommand} is about no memory, so it takes no {option}", param_hint=option)
     ctx.obj = directory, tuple(deny or ())
 
 
-verb(app, "init", "megacontext init", "megacontext -C project.mc init --model HuggingFaceTB/SmolLM3-3B")(init)
+verb(app, "init", "megacontext init", "megacontext -C project.mc init --model HuggingFaceTB/SmolLM3-3B", reads=False)(init)
 verb(app, "add", "megacontext add src/ README.md --tag code", "git log | megacontext add - --name history")(add)
 verb(app, "rm", "megacontext rm src/old.py", "megacontext rm 'docs/*' --dry-run")(rm)
 verb(
@@ -206,7 +216,7 @@ verb(
     'megacontext generate "And then" --session story --temperature 0.8',
     'megacontext generate "def parse_args(" --record session.jsonl',
 )(generate)
-verb(app, "replay", "megacontext replay session.jsonl", "megacontext replay session.jsonl --steps")(replay)
+verb(app, "replay", "megacontext replay session.jsonl", "megacontext replay session.jsonl --steps", reads=False)(replay)
 verb(app, "branch", "megacontext branch", "megacontext branch experiment", "megacontext branch -d experiment")(branch)
 verb(app, "checkout", "megacontext checkout experiment", "megacontext checkout -b earlier 3fa9")(checkout)
 verb(app, "tag", "megacontext tag", "megacontext tag v1", "megacontext tag -d v1", "megacontext tag --protect v1")(tag)
@@ -229,16 +239,20 @@ verb(
     "megacontext erase notes/private.md --dry-run",
     "megacontext erase --match '/AKIA[0-9A-Z]{16}/' --yes",
 )(erase)
-verb(app, "audit", "megacontext audit", "megacontext audit --verify --json")(audit)
+verb(app, "audit", "megacontext audit", "megacontext audit --verify --json", reads=False)(audit)
 verb(app, "export", "megacontext export project.tar", "megacontext export --branches all --history - | zstd > all.tar.zst")(
     export
 )
-verb(app, "import", "megacontext import project.tar copy.mc", "megacontext -C project.mc import theirs.tar --as theirs")(
-    import_
-)
-verb(app, "fsck", "megacontext fsck")(fsck)
-verb(app, "gc", "megacontext gc --dry-run", "megacontext gc")(gc)
-verb(app, "migrate", "megacontext migrate --dry-run", "megacontext migrate")(migrate)
+verb(
+    app,
+    "import",
+    "megacontext import project.tar copy.mc",
+    "megacontext -C project.mc import theirs.tar --as theirs",
+    reads=False,
+)(import_)
+verb(app, "fsck", "megacontext fsck", reads=False)(fsck)
+verb(app, "gc", "megacontext gc --dry-run", "megacontext gc", reads=False)(gc)
+verb(app, "migrate", "megacontext migrate --dry-run", "megacontext migrate", reads=False)(migrate)
 verb(app, "env", "megacontext env")(env)
 app.add_typer(train, name="train")
 

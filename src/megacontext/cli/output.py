@@ -113,6 +113,12 @@ def forget_stdout() -> None:
     os.close(nowhere)
 
 
+def many(count: int, thing: str) -> str:
+    """A number of things, as in "1 document", "2,000 branches"."""
+    ending = "" if count == 1 else "es" if thing.endswith("ch") else "s"
+    return f"{count:,} {thing}{ending}"
+
+
 def short(name: str) -> str:
     """The first digits of a commit's or model's name."""
     return name[:12]

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from megacontext.cli import output
 from megacontext.errors import InvalidInput, MemoryNotFound
+
+if TYPE_CHECKING:
+    from megacontext.storage import Repository
 
 VARIABLE = "MEGACONTEXT_DIR"
 DENY = "MEGACONTEXT_DENY"
@@ -46,6 +52,45 @@ def find_memory(given: Path | None) -> Path:
 def denied(given: Sequence[str]) -> tuple[str, ...]:
     """The labels that a command may not see: those of --deny, and those of the environment, divided by commas."""
     return (*given, *(name for name in map(str.strip, os.environ.get(DENY, "").split(",")) if name))
+
+
+def check_labels(repository: Repository, given: Sequence[str]) -> None:
+    """Raises InvalidInput where a label in --deny is one that nothing carries, and warns of one in the environment that is
+    nearly one that something does."""
+    standing = [name for name in denied(()) if name not in given]
+    if not given and not standing:
+        return
+    known = sorted(repository.all_labels())
+    for name in given:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
+            meant = f"did you mean {close[0]}? " if close else ""
+            raise InvalidInput(
+                f"no branch or tag has anything labelled {name!r}, so --deny {name} would deny nothing; {meant}There are "
+                f"{', '.join(known) or 'no labels yet'}. ${DENY} also takes labels that nothing carries yet"
+            )
+    for name in standing:
+        if name not in known and (close := difflib.get_close_matches(name, known, n=1)):
+            output.warning(f"note: nothing carries the label {name!r} of ${DENY} yet; there is {close[0]}")
+
+
+SOURCE = "A source, a path or the end of one (whole names), a folder for all that is below it, or a pattern with * and ?."
+
+
+def source_pattern(root: Path, given: str) -> str:
+    """What names documents of the memory at `root`, where a path that starts with ., / or ~ is one on disk."""
+    if not given.startswith(("./", "../", "/", "~")) and given not in (".", ".."):
+        return given
+    from megacontext.engine.source_names import name_of
+
+    path = Path(given).expanduser()
+    place = path.parent.resolve() / path.name if path.is_symlink() and not path.is_dir() else path.resolve()
+    return name_of(place, root.resolve().parent) + "/" * given.endswith("/")
+
+
+def source_patterns(root: Path, given: Sequence[str] | None) -> list[str]:
+    """The same for each of some."""
+    return [source_pattern(root, each) for each in given or ()]
 
 
 def new_memory(argument: Path | None, given: Path | None) -> Path:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from megacontext.cli import output
+from megacontext.cli import output, place
 from megacontext.cli.add import author
 from megacontext.cli.rm import DryRun
 from megacontext.cli.text import moment
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 Documents = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[DOCUMENT]...", help="A source, the end of one (whole names), or a pattern with * and ?."),
+    typer.Argument(metavar="[DOCUMENT]...", help=place.SOURCE),
 ]
 
 
@@ -47,14 +47,15 @@ def prune(
     """
     added_before = moment(before) if before is not None else None
     memory = call.memory()
+    named = place.source_patterns(memory.repository.root, documents)
     if not dry_run and not yes:
         if not sys.stdin.isatty():
             raise InvalidInput("this takes texts out of reach: look at it with --dry-run, then give --yes")
-        outlook = memory.prune(*documents or (), before=added_before, archive=archive, dry_run=True)
+        outlook = memory.prune(*named, before=added_before, archive=archive, dry_run=True)
         _print(outlook, "would prune", output.note)
         if not typer.confirm("Prune this?", err=True):
             raise InvalidInput("nothing was pruned")
-    done = memory.prune(*documents or (), before=added_before, archive=archive, dry_run=dry_run, author=author())
+    done = memory.prune(*named, before=added_before, archive=archive, dry_run=dry_run, author=author())
     call.show(done.to_json(), lambda: _print(done, "would prune" if dry_run else "pruned"))
 
 
@@ -70,7 +71,9 @@ def restore(
 
     Each object is checked against its name before it is used.
     """
-    done = call.memory().restore(*documents or (), archive=archive, dry_run=dry_run, author=author())
+    memory = call.memory()
+    named = place.source_patterns(memory.repository.root, documents)
+    done = memory.restore(*named, archive=archive, dry_run=dry_run, author=author())
     call.show(done.to_json(), lambda: _print(done, "would restore" if dry_run else "restored"))
 
 

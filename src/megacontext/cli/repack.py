@@ -46,8 +46,8 @@ def _print(done: Repacked) -> None:
         return
     would = "would be " if done.dry_run else ""
     rows = [
-        ("left out", f"{would}{done.freed:,} dead blocks"),
-        ("written", f"{would}{done.moved:,} live blocks from block {done.first:,} on"),
+        ("left out", f"{would}{output.many(done.freed, 'dead block')}"),
+        ("written", f"{would}{output.many(done.moved, 'live block')} from block {done.first:,} on"),
         ("blocks", f"{done.blocks:,}" + (f", {done.dead:,} dead" if done.dead else "")),
         ("commit", f"{output.short(done.commit)} on {done.branch}"),
     ]

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from megacontext.cli import output
+from megacontext.cli import output, place
 from megacontext.cli.add import author
 from megacontext.cli.verb import Call, Model
 
@@ -20,7 +20,7 @@ def rm(
     call: Call,
     documents: Annotated[
         list[str],
-        typer.Argument(metavar="DOCUMENT...", help="A source, the end of one (whole names), or a pattern with * and ?."),
+        typer.Argument(metavar="DOCUMENT...", help=place.SOURCE),
     ],
     dry_run: DryRun = False,
     message: Annotated[str, typer.Option("--message", "-m", metavar="TEXT", help="What to write into the log.")] = "",
@@ -32,7 +32,8 @@ def rm(
     one again brings it back. To destroy what they say, use megacontext erase.
     """
     memory = call.memory(model) if dry_run else call.ready(model)
-    removal = memory.remove(*documents, message=message, author=author(), dry_run=dry_run)
+    named = place.source_patterns(memory.repository.root, documents)
+    removal = memory.remove(*named, message=message, author=author(), dry_run=dry_run)
     call.show({**removal.to_json(), "dry_run": dry_run}, lambda: _print(removal, dry_run))
 
 
@@ -40,4 +41,5 @@ def _print(removal: Removal, dry_run: bool) -> None:
     for source in removal.removed:
         output.line(f"{'would remove' if dry_run else 'removed'} {source}")
     where = "" if dry_run else f"; commit {output.short(removal.commit)}"
-    output.line(f"{len(removal.removed):,} documents, {removal.tokens:,} tokens in {removal.blocks:,} blocks{where}")
+    size = f"{output.many(removal.tokens, 'token')} in {output.many(removal.blocks, 'block')}"
+    output.line(f"{output.many(len(removal.removed), 'document')}, {size}{where}")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from megacontext.cli import output
+from megacontext.cli import output, place
 from megacontext.cli.text import beginning, given_text, moment
 from megacontext.cli.verb import Call, quiet_loading
 from megacontext.errors import InvalidInput
@@ -31,7 +31,7 @@ def search(
     mode: Annotated[Mode, typer.Option(help="text and tokens need no model; gists and hybrid load it.")] = Mode.TEXT,
     limit: Annotated[int, typer.Option("--limit", "-n", metavar="N", min=1, help="At most N hits.")] = 10,
     source: Annotated[
-        str | None, typer.Option(metavar="PATTERN", help="Only sources like this, such as '*.py', 'src/*' or notes.md.")
+        str | None, typer.Option(metavar="PATTERN", help="Only sources like this, such as '*.py', src/ or notes.md.")
     ] = None,
     tag: Annotated[
         list[str] | None, typer.Option(metavar="TAG", help="Only documents with this tag, or with all of several.")
@@ -55,6 +55,7 @@ def search(
         raise InvalidInput("the query is empty: say what to look for")
     times = [moment(each) if each is not None else None for each in (since, until)]
     memory = call.memory()
+    source = source and place.source_pattern(memory.repository.root, source)
     if mode in (Mode.GISTS, Mode.HYBRID):
         quiet_loading(memory.model)
     if mode is Mode.HYBRID and memory.models.gists is None:

@@ -60,7 +60,7 @@ def _commit_name(memory: Memory, what: str) -> str | None:
     try:
         return memory.repository.resolve(what)
     except UnknownReference as error:
-        if "more digits" in str(error):
+        if "more digits" in str(error) or "does not exist" in str(error):
             raise
         return None
 

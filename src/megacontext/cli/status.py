@@ -38,7 +38,11 @@ def _print(now: Status) -> None:
             ("model", now.model),
             ("branch", f"{now.branch} at {output.short(now.commit)}"),
             ("documents", f"{now.documents:,}"),
-            ("tokens", f"{now.tokens:,} in {now.blocks - now.dead:,} blocks" + (f", {now.dead:,} dead" if now.dead else "")),
+            (
+                "tokens",
+                f"{now.tokens:,} in {output.many(now.blocks - now.dead, 'block')}"
+                + (f", {now.dead:,} dead" if now.dead else ""),
+            ),
             ("levels", levels),
             ("gists", gists),
         ]

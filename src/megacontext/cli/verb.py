@@ -10,7 +10,7 @@ import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, get_type_hints
 
 import typer
 
@@ -44,10 +44,12 @@ class Call:
     deny: tuple[str, ...] = ()
 
     def memory(self, model: str | None = None) -> Memory:
-        """The memory that the command is about."""
+        """The memory that the command is about. InvalidInput for a label in --deny that nothing carries."""
         from megacontext.engine.memory import Memory
 
-        return Memory.open(place.find_memory(self.directory), model=model, deny=place.denied(self.deny))
+        memory = Memory.open(place.find_memory(self.directory), model=model, deny=place.denied(self.deny))
+        place.check_labels(memory.repository, self.deny)
+        return memory
 
     def ready(self, model: str | None = None) -> Memory:
         """The same with its models loaded, and what these have to do without told on stderr."""
@@ -73,11 +75,14 @@ def quiet_loading(model: str) -> None:
         logging.disable_progress_bar()
 
 
-def verb(app: typer.Typer, name: str, *examples: str) -> Callable[[Callable[..., int | None]], Callable[..., None]]:
-    """Register a function as a command; its docstring is the help text, `examples` follow it."""
+def verb(
+    app: typer.Typer, name: str, *examples: str, reads: bool = True
+) -> Callable[[Callable[..., int | None]], Callable[..., None]]:
+    """Register a function as a command; its docstring is the help text, `examples` follow it. One that `reads` no documents
+    takes no --deny."""
 
     def register(function: Callable[..., int | None]) -> Callable[..., None]:
-        command = _command(function)
+        command = _command(name, function, reads)
         title = "Examples:" if len(examples) > 1 else "Example:"
         app.command(name, help=paragraphs(function.__doc__), epilog="\n\n".join((title, *examples)))(command)
         return command
@@ -85,19 +90,26 @@ def verb(app: typer.Typer, name: str, *examples: str) -> Callable[[Callable[...,
     return register
 
 
+def refuse_deny(name: str) -> NoReturn:
+    """Raises a usage error for --deny with a command that could not heed it."""
+    raise typer.BadParameter(f"{name} shows no documents that could be held back, so it takes no --deny", param_hint="--deny")
+
+
 def paragraphs(text: str | None) -> str:
     """A text whose only line breaks are those between paragraphs, so that it fits any terminal."""
     return "\n\n".join(" ".join(each.split()) for each in (text or "").split("\n\n"))
 
 
-def _command(function: Callable[..., int | None]) -> Callable[..., None]:
+def _command(name: str, function: Callable[..., int | None], reads: bool) -> Callable[..., None]:
     """`function` as typer sees it: its first parameter replaced by the shared options."""
     hints = get_type_hints(function, include_extras=True)
     own = list(inspect.signature(function).parameters.values())[1:]
 
     def command(ctx: typer.Context, **values: Any) -> None:
         directory, deny = ctx.find_root().obj or (None, ())
-        denied = (*deny, *(values.pop("deny_") or ()))
+        if deny and not reads:
+            refuse_deny(name)
+        denied = (*deny, *(values.pop("deny_", None) or ()))
         call = Call(directory=values.pop("directory_") or directory, deny=denied, json=values.pop("json_"))
         try:
             code = function(call, **values)
@@ -112,7 +124,7 @@ def _command(function: Callable[..., int | None]) -> Callable[..., None]:
     parameters += [each.replace(kind=keyword, annotation=hints[each.name]) for each in own]
     parameters += [
         inspect.Parameter("directory_", keyword, default=None, annotation=Directory),
-        inspect.Parameter("deny_", keyword, default=None, annotation=Deny),
+        *([inspect.Parameter("deny_", keyword, default=None, annotation=Deny)] if reads else []),
         inspect.Parameter("json_", keyword, default=False, annotation=Json),
     ]
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]

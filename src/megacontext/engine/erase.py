@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -13,8 +12,8 @@ import numpy as np
 
 from megacontext.core import Timeline
 from megacontext.engine.gist_builder import F16, I64, GistBuilder
-from megacontext.engine.remove import fits
 from megacontext.errors import ConfigError, UnknownReference
+from megacontext.index.source_patterns import choose, hint
 from megacontext.models.base_lm import BaseLM
 from megacontext.models.gistnet import GistEncoder
 from megacontext.storage import DocumentRecord, LayerSpec, Repository, Snapshot
@@ -78,7 +77,7 @@ class Eraser:
         self._repository, self._tokenizer, self._models = repository, tokenizer, models
 
     def outlook(self, documents: Sequence[str] = (), *, match: str | None = None) -> Outlook:
-        """What erasing would do: of `documents` (sources, ends of them, or patterns with `*` and `?`) all versions, or, with
+        """What erasing would do: of `documents` (see `index.source_patterns`) all versions, or, with
         `match` (a text, or a regular expression between slashes), of these or of all documents the versions whose text it
         occurs in. Raises UnknownReference where there are none. Changes nothing."""
         if not documents and match is None:
@@ -187,11 +186,9 @@ def _chosen(known: set[str], patterns: Sequence[str]) -> list[str]:
     """Sources that the patterns name; raises UnknownReference for a pattern that names none."""
     found: dict[str, None] = {}
     for pattern in patterns:
-        chosen = [pattern] if pattern in known else sorted(source for source in known if fits(source, pattern))
+        chosen = choose(sorted(known), pattern)
         if not chosen:
-            close = difflib.get_close_matches(pattern, sorted(known), n=3, cutoff=0.4)
-            hint = f"; did you mean {' or '.join(close)}?" if close else ""
-            raise UnknownReference(f"no document of any branch, tag or commit fits {pattern!r}{hint}")
+            raise UnknownReference(f"no document of any branch, tag or commit fits {pattern!r}{hint(sorted(known), pattern)}")
         found.update(dict.fromkeys(chosen))
     return list(found)
 

@@ -362,7 +362,7 @@ class Ingest:
 
     def _summary(self) -> str:
         added, updated = len(self._added) - self._told[0], len(self._updated) - self._told[1]
-        parts = [f"{added} documents"] if added or not updated else []
+        parts = [f"{added} document{'s' * (added != 1)}"] if added or not updated else []
         if updated:
             parts.append(f"new versions of {updated}")
         return f"Add {' and '.join(parts)}"

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import Any
 
 from megacontext.engine.gist_builder import GistBuilder
 from megacontext.errors import UnknownReference
+from megacontext.index.source_patterns import choose, hint
 from megacontext.models.base_lm import BaseLM
 from megacontext.models.gistnet import GistEncoder
 from megacontext.storage import BranchWriter, DocumentRecord, Repository, Snapshot
@@ -39,7 +38,7 @@ def remove(
     message: str = "",
     author: str = "",
 ) -> Removal:
-    """Removes the live documents whose source is one of ``patterns``, ends like one or matches it (``*``, ``?``), and commits.
+    """Removes the live documents that ``patterns`` name (see ``index.source_patterns``), and commits.
 
     Older commits still have them. ``base`` and ``encoder`` make the gists above them again; None where there are none.
     Raises UnknownReference, with nothing removed, where a pattern fits no document.
@@ -80,23 +79,12 @@ def remove_one(writer: BranchWriter, builder: GistBuilder | None, record: Docume
 
 
 def matching(snapshot: Snapshot, patterns: Sequence[str]) -> list[DocumentRecord]:
-    """Live documents that ``patterns`` name, in order. Raises UnknownReference for a pattern that names none."""
-    live = [record for record in snapshot.documents.live() if not record.open]
+    """Live documents that ``patterns`` name (see ``index.source_patterns``), in order. UnknownReference for one without any."""
+    live = {record.source: record for record in snapshot.documents.live() if not record.open}
     found: dict[int, DocumentRecord] = {}
     for pattern in patterns:
-        exact = [record for record in live if record.source == pattern]
-        chosen = exact or [record for record in live if fits(record.source, pattern)]
+        chosen = choose(live, pattern)
         if not chosen:
-            close = difflib.get_close_matches(pattern, [record.source for record in live], n=3, cutoff=0.4)
-            hint = f"; did you mean {' or '.join(close)}?" if close else "; megacontext show lists what there is"
-            raise UnknownReference(f"no live document fits {pattern!r}{hint}")
-        found.update((record.ordinal, record) for record in chosen)
+            raise UnknownReference(f"no live document fits {pattern!r}{hint(live, pattern)}")
+        found.update((live[source].ordinal, live[source]) for source in chosen)
     return [found[ordinal] for ordinal in sorted(found)]
-
-
-def fits(source: str, pattern: str) -> bool:
-    """Whether a pattern names a source: its last whole parts, or all of it with ``*`` and ``?``."""
-    path = source.partition(":")[2]
-    if any(mark in pattern for mark in "*?["):
-        return any(fnmatchcase(*each) for each in ((source, pattern), (path, pattern), (path, "*/" + pattern)))
-    return path == pattern or path.endswith("/" + pattern.lstrip("/"))

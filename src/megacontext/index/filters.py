@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 
 import numpy as np
 
 from megacontext.index.bm25 import I64
 from megacontext.index.disposable import Bool, Keep
+from megacontext.index.source_patterns import fits
 from megacontext.storage.documents import DocumentRecord
 from megacontext.storage.snapshot import Snapshot
 
 
 @dataclass(frozen=True, kw_only=True)
 class Filters:
-    """Documents whose source fits the pattern `source` (`*`, `?` and `[…]`, on all of it or on what follows a `/` or the
-    scheme), that carry all `tags`, and were added at `since` or later and before `until` (seconds since 1970)."""
+    """Documents whose source fits the pattern `source` (see `source_patterns`: a path, the end of one, a folder, or with `*`,
+    `?` and `[…]`), that carry all `tags`, and were added at `since` or later and before `until` (seconds since 1970)."""
 
     source: str | None = None
     tags: tuple[str, ...] = ()
@@ -30,7 +30,7 @@ class Filters:
     def fits(self, record: DocumentRecord) -> bool:
         """Whether a document is meant."""
         return (
-            (self.source is None or _fits_source(record.source, self.source))
+            (self.source is None or fits(record.source, self.source))
             and set(self.tags) <= set(record.tags)
             and (self.since is None or record.ingested_at >= self.since)
             and (self.until is None or record.ingested_at < self.until)
@@ -55,9 +55,3 @@ def both(keeps: Sequence[Keep | None]) -> Keep | None:
     if not given:
         return None
     return lambda blocks: np.all([keep(blocks) for keep in given], axis=0)
-
-
-def _fits_source(source: str, pattern: str) -> bool:
-    path = source.partition(":")[2] or source
-    ends = [source, path, *(path[at + 1 :] for at, letter in enumerate(path) if letter == "/")]
-    return any(fnmatchcase(each, pattern) for each in ends)

@@ -33,13 +33,14 @@ from megacontext.storage.hold import BranchHold
 from megacontext.storage.info import MemoryInfo, read_info
 from megacontext.storage.journal import journal_frames
 from megacontext.storage.labelling import Labelling
-from megacontext.storage.labels import Labels, checked_names
+from megacontext.storage.labels import Labels, checked_names, load_labels
 from megacontext.storage.layers import LayerWriter
 from megacontext.storage.objects import ObjectReader
 from megacontext.storage.place import FOLDERS, INFO, Place, local_store
 from megacontext.storage.pruning import Pruner
 from megacontext.storage.refs import BRANCHES, TAGS, Refs, check_name, suggestion
 from megacontext.storage.repacker import Repacker
+from megacontext.storage.revisions import HEAD, follow, parse
 from megacontext.storage.segment import SEGMENT_BLOCKS, TokenTree
 from megacontext.storage.snapshot import Snapshot
 from megacontext.storage.state import Base, BranchState, journal_spec
@@ -169,9 +170,12 @@ class Repository:
         self.refs.move(TAGS, name, commit, None)
 
     def resolve(self, reference: str | None = None) -> str:
-        """The name of the commit that a branch, tag, or hash (its first 4 digits or more, if they are unique)
-        stands for; None is the current branch. Raises UnknownReference with suggestions."""
-        name = self.head if reference is None else reference
+        """The name of the commit that a branch, tag, hash (its first 4 digits or more, if they are unique) or HEAD, maybe with
+        steps back (see `revisions`), stands for; None is the current branch. Raises UnknownReference with suggestions."""
+        revision = parse(reference if reference is not None else HEAD[0], self.head)
+        return follow(self._named(revision.name), revision, lambda name: load_commit(self._place.reader, name))
+
+    def _named(self, name: str) -> str:
         commit = self.refs.read(BRANCHES, name) or self.refs.read(TAGS, name)
         if commit is not None:
             return commit
@@ -197,7 +201,7 @@ class Repository:
 
     def snapshot(self, reference: str | None = None) -> Snapshot:
         """What a branch holds now, with what its journal acknowledges, or what a tag or commit held."""
-        name = self.head if reference is None else reference
+        name = self.head if reference is None or reference in HEAD else reference
         if self.refs.read(BRANCHES, name) is not None:
             return self._view(self._branch_state(name))
         return self._view(self._load(self.resolve(name), None))
@@ -276,6 +280,14 @@ class Repository:
         commit. See `Labelling`."""
         with Labelling(self._place, branch or self.head) as hold:
             return hold.relabel(change, message=message, author=author)
+
+    def all_labels(self) -> set[str]:
+        """The labels that anything on any branch or tag carries, whatever this reader is denied."""
+        branches = [self._branch_state(name).labels() for name in self.branches()]
+        commits = [load_commit(self._place.reader, self.resolve(name)) for name in self.tags()]
+        held = [*branches, *(load_labels(self._place.reader, commit.labels) for commit in commits)]
+        marks = (name for each in held for marks in each.documents.values() for name in marks.labels)
+        return {*(name for each in held for name in each.ranges), *marks}
 
     def require_whole(self, what: str) -> None:
         """Raises AccessDenied for a reader that is denied something; `what` reads past what snapshots give out."""

@@ -23,6 +23,7 @@ READING = [
 @pytest.mark.parametrize("verb", READING, ids=lambda words: " ".join(words[:2]))
 def test_a_denied_document_is_in_no_output(cli: Cli, memory: Path, verb: tuple[str, ...]) -> None:
     assert cli("-C", memory, "label", "src/beta.py", "--add", "secret").code == 0
+    assert cli("-C", memory, "label", "notes.md", "--add", "other").code == 0
     for words in ((*verb, "--deny", "secret"), (*verb, "--json", "--deny", "other", "--deny", "secret")):
         answer = cli("-C", memory, *words)
         assert answer.code == 0, answer.err
@@ -65,3 +66,40 @@ def test_what_is_added_with_a_label_has_it_at_once(cli: Cli, memory: Path) -> No
     assert "quagga" in cli("-C", memory, "search", "quagga").out
     hidden = cli("-C", memory, "--deny", "secret", "search", "quagga")
     assert "quagga" not in hidden.out and "diary" not in cli("-C", memory, "--deny", "secret", "log").out
+
+
+def test_a_label_that_nothing_carries_is_no_denial(cli: Cli, memory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "no labels yet" in cli("-C", memory, "search", "retry", "--deny", "secret").err
+    cli("-C", memory, "label", "src/beta.py", "--add", "confidential")
+    cli("-C", memory, "branch", "other")
+    cli("-C", memory, "label", "src/beta.py", "--remove", "confidential")
+    for words in (("search", "Beta3", "--deny", "confidental"), ("--deny", "confidental", "show", "src/beta.py", "--json")):
+        answer = cli("-C", memory, *words)
+        assert answer.code == 2 and "did you mean confidential?" in answer.err and "class Beta" not in answer.out
+    # A label of another branch counts; the environment may deny what is to come, and warns of what looks like a mistake.
+    assert cli("-C", memory, "search", "Beta3", "--deny", "confidential").code == 0
+    monkeypatch.setenv("MEGACONTEXT_DENY", "confidental,secret")
+    answer = cli("-C", memory, "search", "retry")
+    assert answer.code == 0 and "there is confidential" in answer.err and "secret" not in answer.err
+
+
+def test_deny_where_it_makes_no_sense(cli: Cli, memory: Path) -> None:
+    for words in (("--deny", "x", "gc"), ("--deny", "x", "init", "new.mc"), ("--deny", "x", "train", "base"), ("-C", memory, "demo")):
+        answer = cli(*words)
+        assert answer.code == 2 and f"takes no {words[0]}" in answer.err, answer.err
+    assert "--deny" in cli("fsck", "--deny", "x").err
+    answer = cli("--deny", "fsck")
+    assert answer.code == 2 and "--deny took 'fsck' for its value" in answer.err and "--deny VALUE fsck" in answer.err
+
+
+def test_a_folder_and_a_pattern_are_labelled_in_one_commit(cli: Cli, memory: Path) -> None:
+    found = cli("-C", memory, "label", "src/", "--add", "code", "--json").json["documents"]
+    assert [(each["source"], each["labels"]) for each in found] == [
+        ("file:project/src/alpha.py", ["code"]),
+        ("file:project/src/beta.py", ["code"]),
+    ]
+    assert cli("-C", memory, "log", "-n", "2", "--json").json["commits"][1]["message"] == "The project"
+    assert cli("-C", memory, "label", "*.md", "--tag", "text", "--json").json["tags"] == ["text"]
+    assert cli("-C", memory, "label", "project", "--remove", "code").out.count("no labels; tags") == 3
+    answer = cli("-C", memory, "label", "scr/", "--add", "x")
+    assert answer.code == 2 and not cli("-C", memory, "label", "--json").json["labels"]

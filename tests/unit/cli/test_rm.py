@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from cli_kit import TEXTS, Cli
 
 
@@ -34,3 +35,36 @@ def test_the_receipt_tells_what_an_edit_could_keep(cli: Cli, memory: Path) -> No
     source.write_text(TEXTS["src/alpha.py"] + "\n# an end\n")
     answer = cli("-C", memory, "add", "project")
     assert answer.code == 0 and "reused" in answer.out and "that were there before" in answer.out
+
+
+@pytest.mark.parametrize("name", ["src", "src/", "./project/src", "project/src/", "file:project/src"])
+def test_a_folder_stands_for_what_is_below_it(cli: Cli, memory: Path, sources: Path, name: str) -> None:
+    both = ["file:project/src/alpha.py", "file:project/src/beta.py"]
+    assert cli("-C", memory, "rm", name, "--dry-run", "--json").json["removed"] == both
+    assert cli("-C", memory, "prune", name, "--dry-run", "--json").json["documents"] == both
+    assert [each["source"] for each in cli("-C", memory, "erase", name, "--dry-run", "--json").json["documents"]] == both
+    hits = cli("-C", memory, "search", "retry policy", "--source", name, "--json").json["hits"]
+    assert {hit["source"] for hit in hits} == {"file:project/src/beta.py"}
+
+
+def test_the_error_names_what_was_perhaps_meant(cli: Cli, memory: Path) -> None:
+    for verb in (("rm",), ("prune", "--yes"), ("erase", "--yes"), ("label",)):
+        answer = cli("-C", memory, *verb, "scr/")
+        assert answer.code == 2 and "file:project/src/" in answer.err, answer.err
+
+
+def test_commits_are_named_as_git_names_them(cli: Cli, memory: Path) -> None:
+    first = cli("-C", memory, "status", "--json").json["commit"]
+    cli("-C", memory, "rm", "notes.md")
+    for name in ("main~1", "HEAD^", "@~", first[:8]):
+        assert cli("-C", memory, "show", name, "--json").json["commit"] == first
+        assert cli("-C", memory, "status", "--at", name, "--json").json["documents"] == 3
+        assert cli("-C", memory, "show", "notes.md", "--at", name).out == TEXTS["notes.md"]
+        assert cli("-C", memory, "search", "exponential", "--at", name, "--json").json["hits"]
+        assert cli("-C", memory, "diff", name, "HEAD", "--json").json["removed"] == ["file:project/notes.md"]
+        assert cli("-C", memory, "log", name, "--json").json["commits"][0]["commit"] == first
+        assert cli("-C", memory, "branch", f"at-{len(name)}-{name[0].strip('@')}x", "--json").code == 0
+    assert cli("-C", memory, "tag", "before", "HEAD~1", "--json").json["commit"] == first
+    assert cli("-C", memory, "checkout", "-b", "back", "main~1").code == 0
+    missing = cli("-C", memory, "show", "main~9")
+    assert missing.code == 2 and "does not exist" in missing.err
