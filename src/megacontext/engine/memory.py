@@ -315,11 +315,9 @@ class Memory(Searching):
         return SuffixIndex(self.repository.root)
 
     def scheduler(self, **settings: int) -> Scheduler:
-        """Serves many sessions of this model at once, decoding them together; ``settings`` as in ``SchedulerConfig``::
+        """Serves many sessions of this model at once, decoding them together; ``settings`` as in ``SchedulerConfig``.
 
-        with memory.scheduler(rows=16) as scheduler:
-            requests = [scheduler.submit(session, prompt) for session in sessions]
-            for piece in requests[0]: ...
+        As a context manager it has a thread: ``submit(session, prompt)`` comes back with a request, whose pieces can be iterated.
         """
         from megacontext.engine.scheduler import Scheduler, SchedulerConfig
 
