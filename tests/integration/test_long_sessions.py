@@ -47,6 +47,7 @@ linux = pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="counts
 
 
 @linux
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("count", [12, pytest.param(1000, marks=pytest.mark.long)])
 def test_sessions_that_were_closed_leave_nothing(memory: Memory, count: int) -> None:
     held, first = 0, 0
@@ -61,6 +62,7 @@ def test_sessions_that_were_closed_leave_nothing(memory: Memory, count: int) -> 
 
 
 @linux
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("tokens", [300, pytest.param(20_000, marks=pytest.mark.long)])
 def test_a_long_session_needs_no_more_memory_than_a_short_one(memory: Memory, tokens: int) -> None:
     with memory.session(config=CONFIG, policy="random", name="long") as session:

@@ -42,7 +42,7 @@ from megacontext.engine.kept import kept_tokens
 from megacontext.engine.kv_cache import CacheStats, MakeCache, Pass, WindowCache
 from megacontext.engine.policies import FocusPolicy, FocusView, Searching, no_searches
 from megacontext.engine.reader import real_tokens
-from megacontext.engine.reuse import EXACT, Reuse
+from megacontext.engine.reuse import REUSE, Reuse
 from megacontext.engine.sampling import SamplingConfig
 from megacontext.engine.turn import Turn
 from megacontext.errors import BudgetError, ConfigError, InvalidInput
@@ -64,7 +64,7 @@ class SessionConfig:
     recent: int = 128
     refocus_every: int = 16
     allocator: AllocatorConfig = FOCUS_DEFAULTS
-    reuse: Reuse = EXACT
+    reuse: Reuse = REUSE
 
     def __post_init__(self) -> None:
         if self.refocus_every < 1:
@@ -207,7 +207,8 @@ class Session:
 
     def append(self, text: str) -> int:
         """Add ``text`` to the conversation; returns how many tokens that were."""
-        ids = np.asarray(self.bundle.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"], dtype=np.int64)
+        encoded = self.bundle.tokenizer(text, add_special_tokens=False, split_special_tokens=True)
+        ids = np.asarray(encoded["input_ids"], dtype=np.int64)
         self.append_tokens(ids)
         return len(ids)
 

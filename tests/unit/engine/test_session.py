@@ -10,6 +10,7 @@ from megacontext.core import AllocatorConfig, invariants
 from megacontext.engine.events import Event, Refocused, TokenDecoded
 from megacontext.engine.kv_cache import WindowCache
 from megacontext.engine.memory import Memory
+from megacontext.engine.reuse import EXACT
 from megacontext.engine.sampling import Sampler, SamplingConfig
 from megacontext.engine.session import Session, SessionConfig
 from megacontext.errors import BudgetError, ConfigError, ModelMismatch
@@ -71,7 +72,7 @@ def test_what_is_decoded_is_in_the_branch_and_only_there(memory: Memory) -> None
 @pytest.mark.parametrize("kind", ["memory", "kv_memory"])
 def test_cached_logits_equal_fresh_ones_through_edits(kind: str, request: pytest.FixtureRequest) -> None:
     memory: Memory = request.getfixturevalue(kind)
-    config = SessionConfig(budget=256, recent=32, refocus_every=4)
+    config = SessionConfig(budget=256, recent=32, refocus_every=4, reuse=EXACT)
     with memory.session(config=config, policy="random") as session:
         session.append("def f(")
         for number in range(24):
