@@ -16,11 +16,16 @@ from transformers import (
     AutoModelForCausalLM,
     Gemma3TextConfig,
     GPT2Config,
+    GPTNeoXConfig,
     LlamaConfig,
     MistralConfig,
+    MixtralConfig,
+    Olmo2Config,
+    Phi3Config,
     PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen3Config,
+    Qwen3MoeConfig,
     SmolLM3Config,
 )
 
@@ -52,6 +57,19 @@ def _llama(**changes: Any) -> Any:
     return LlamaConfig(**{**_SHARED, **changes})
 
 
+def _llama3(**changes: Any) -> Any:
+    """Llama 3: positions stretched by frequency, one weight for embeddings and head."""
+    rope = {
+        "rope_type": "llama3",
+        "rope_theta": 500_000.0,
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 64,
+    }
+    return LlamaConfig(**{**_SHARED, "rope_parameters": rope, "tie_word_embeddings": True, **changes})
+
+
 def _qwen2(**changes: Any) -> Any:
     sliding = {"use_sliding_window": True, "sliding_window": SLIDING_WINDOW, "max_window_layers": 1}
     return Qwen2Config(**{**_SHARED, **sliding, **changes})
@@ -59,6 +77,29 @@ def _qwen2(**changes: Any) -> Any:
 
 def _qwen3(**changes: Any) -> Any:
     return Qwen3Config(**{**_SHARED, "head_dim": 8, **changes})
+
+
+def _qwen3_moe(**changes: Any) -> Any:
+    experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24, "head_dim": 8}
+    return Qwen3MoeConfig(**{**_SHARED, **experts, **changes})
+
+
+def _mixtral(**changes: Any) -> Any:
+    experts = {"num_local_experts": 4, "num_experts_per_tok": 2, "head_dim": 8}
+    return MixtralConfig(**{**_SHARED, **experts, **changes})
+
+
+def _phi3(**changes: Any) -> Any:
+    return Phi3Config(**{**_SHARED, "partial_rotary_factor": 0.5, **changes})
+
+
+def _olmo2(**changes: Any) -> Any:
+    return Olmo2Config(**{**_SHARED, **changes})
+
+
+def _gpt_neox(**changes: Any) -> Any:
+    own = {key: value for key, value in _SHARED.items() if key != "num_key_value_heads"}
+    return GPTNeoXConfig(**{**own, "hidden_act": "gelu", **changes})
 
 
 def _smollm3(**changes: Any) -> Any:
@@ -92,10 +133,16 @@ def _gpt2(**changes: Any) -> Any:
 FAMILIES: dict[str, Callable[..., Any]] = {
     "gemma3": _gemma3,
     "gpt2": _gpt2,
+    "gpt_neox": _gpt_neox,
     "llama": _llama,
+    "llama3": _llama3,
     "mistral": _mistral,
+    "mixtral": _mixtral,
+    "olmo2": _olmo2,
+    "phi3": _phi3,
     "qwen2": _qwen2,
     "qwen3": _qwen3,
+    "qwen3_moe": _qwen3_moe,
     "smollm3": _smollm3,
 }
 

@@ -15,7 +15,7 @@ from megacontext.testing.tiny_bundle import tiny_kv_gistnet
 from megacontext.testing.tiny_models import tiny_base
 
 # Sliding windows off: a kept key is seen from any distance, which is what it is for.
-FAMILIES = ("llama", "qwen3", "smollm3", "gpt2")
+FAMILIES = ("llama", "llama3", "mixtral", "olmo2", "phi3", "gpt_neox", "qwen3", "qwen3_moe", "smollm3", "gpt2")
 BLOCK = 32
 
 
