@@ -84,14 +84,13 @@ def model(kind: str, tmp_path: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("name", sorted(TEXTS))
-def test_a_memory_gives_the_text_back(model: Path, tmp_path: Path, name: str) -> None:
+def test_a_memory_gives_every_text_back(model: Path, tmp_path: Path) -> None:
     memory = megacontext.init(tmp_path / "memory.mc", model=model)
-    source = tmp_path / f"{name}.txt"
-    source.write_bytes(TEXTS[name].encode())
-    memory.add(source)
-    (document,) = memory.snapshot().documents.live()
-    assert memory.text(document) == TEXTS[name]
+    for name, text in TEXTS.items():
+        (tmp_path / f"{name}.txt").write_bytes(text.encode())
+    memory.add(*(tmp_path / f"{name}.txt" for name in TEXTS))
+    given = {Path(document.source).stem: memory.text(document) for document in memory.snapshot().documents.live()}
+    assert given == TEXTS
 
 
 def test_nothing_in_a_text_or_prompt_becomes_a_control_token(model: Path, tmp_path: Path) -> None:
