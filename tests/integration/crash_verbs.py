@@ -94,6 +94,13 @@ def remove(memory: Memory, tell: Tell) -> None:
     tell()
 
 
+def remove_several(memory: Memory, tell: Tell) -> None:
+    """All of them go at once."""
+    if there(memory, "text:gone"):
+        memory.remove("text:gone", "text:kept", "text:edited")
+    tell()
+
+
 def fork(memory: Memory) -> None:
     """`main` and `other` after they parted; the tags stand for what each had."""
     memory.branch("other")
@@ -200,6 +207,7 @@ VERBS = {
     "append, seal and commit tokens": Verb(act=talk),
     "supersede": Verb(act=supersede),
     "remove": Verb(act=remove),
+    "remove several": Verb(act=remove_several),
     "merge": Verb(act=merge, prepare=fork),
     "revert": Verb(act=revert, prepare=mistake),
     "move refs": Verb(act=refs),

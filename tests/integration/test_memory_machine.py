@@ -1,11 +1,16 @@
-"""A memory against dictionaries: whatever is added, superseded, removed, branched, merged, reverted, repacked and erased, with
-crashes anywhere, every branch, tag and old commit holds what the model says.
+"""A memory against dictionaries: whatever is added, superseded, removed, labelled, branched, merged, reverted, repacked,
+pruned, restored, exported, imported and erased, with crashes anywhere, every branch, tag and old commit holds what the model
+says.
+
+What is pruned is read in its archive; read as usual, it is refused or right. What is labelled is not there for a reader that is
+denied it.
 
 A new verb is one rule of one line: `self.change(what is done, what the branch then holds, crash)`.
 """
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
 import tempfile
@@ -27,13 +32,16 @@ from hypothesis.stateful import (
 )
 
 from megacontext.engine.bundle import Bundle, load_bundle
-from megacontext.engine.erase import Eraser
+from megacontext.engine.erase import Eraser, remaker
 from megacontext.engine.gist_builder import GistBuilder
 from megacontext.engine.memory import Memory
 from megacontext.engine.repack import repack
 from megacontext.engine.tokenizer_files import tokenizer_files
-from megacontext.storage import Repository, Snapshot
+from megacontext.errors import DetailPruned
+from megacontext.storage import Repository, Snapshot, audit
+from megacontext.storage.export import prepare_export
 from megacontext.storage.garbage import collect
+from megacontext.storage.importing import import_archive
 from megacontext.testing.faults import Fate, Faults, Stopped
 from megacontext.testing.tiny_bundle import save_tiny_bundle
 
@@ -52,6 +60,8 @@ class MemoryMachine(RuleBasedStateMachine):
         super().__init__()
         self.folder = Path(tempfile.mkdtemp(dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else None))
         self.erased: set[str] = set()
+        self.labelled: dict[str, set[str]] = {}  # by branch, the documents that are labelled for sure
+        self.saved: tuple[bytes, dict[str, Texts]] | None = None  # an archive, and what its branches held
         self.memory: Memory | None = None
 
     @initialize()
@@ -122,6 +132,7 @@ class MemoryMachine(RuleBasedStateMachine):
     def remove(self, data: st.DataObject, crash: int) -> None:
         name = data.draw(st.sampled_from(sorted(self.now)))
         self.change(lambda: self.opened.remove(f"text:{name}"), without(self.now, name), crash)
+        self.labelled.get(self.here, set()).discard(name)
 
     @precondition(lambda self: len(self.branches) > 1)
     @rule(data=st.data(), crash=CRASH)
@@ -132,11 +143,85 @@ class MemoryMachine(RuleBasedStateMachine):
         if len(bases) == 1:
             after = three_way(self.past[bases[0]], self.now, self.branches[other])
             self.change(lambda: self.opened.merge(other, choice="theirs"), after, crash)
+            self.labelled[self.here] = self.labelled.get(self.here, set()) & self.now.keys()
 
     @rule(crash=CRASH)
     def repack(self, crash: int) -> None:
         parts = self.opened.repository, self.bundle.base, self.bundle.gists
         self.change(lambda: repack(*parts, everything=True), self.now, crash)
+
+    @precondition(lambda self: self.now)
+    @rule(data=st.data(), crash=CRASH)
+    def prune(self, data: st.DataObject, crash: int) -> None:
+        name = data.draw(st.sampled_from(sorted(self.now)))
+        before = self.refused()
+        self.change(lambda: self.opened.prune(f"text:{name}"), self.now, crash)
+        assert before <= self.refused() <= before | {name} and (crash or name in self.refused())
+
+    @rule(data=st.data(), everything=st.booleans(), crash=CRASH)
+    def restore(self, data: st.DataObject, everything: bool, crash: int) -> None:
+        names = [] if everything or not self.now else [f"text:{data.draw(st.sampled_from(sorted(self.now)))}"]
+        before = self.refused()
+        self.change(lambda: self.opened.restore(*names), self.now, crash)
+        asked = {name.removeprefix("text:") for name in names} or self.now.keys()
+        assert self.refused() <= before and (crash or not self.refused() & asked)
+
+    @precondition(lambda self: self.now)
+    @rule(data=st.data(), on=st.booleans(), crash=CRASH)
+    def label(self, data: st.DataObject, on: bool, crash: int) -> None:
+        name, known = data.draw(st.sampled_from(sorted(self.now))), self.labelled.setdefault(self.here, set())
+        known.discard(name)
+        change = {"add": ["secret"]} if on else {"remove": ["secret"]}
+        self.change(lambda: self.opened.label(f"text:{name}", **change), self.now, crash)
+        if on and not crash:
+            known.add(name)
+
+    @rule(crash=CRASH)
+    def revert(self, crash: int) -> None:
+        """The last commit of the branch is undone, if it is known what was before it."""
+        commit = self.opened.repository.commit()
+        if len(commit.parents) == 1 and commit.parents[0] in self.past:
+            self.change(lambda: self.opened.revert(self.here), self.past[commit.parents[0]], crash)
+
+    @rule(crash=CRASH)
+    def move_house(self, crash: int) -> None:
+        """All of it goes into an archive, and what comes out takes its place."""
+        new, before = self.folder / "new", self.refused()
+        data = self.packed()
+        self.interrupted(lambda: import_archive(io.BytesIO(data), new), crash)
+        if not (new / "megacontext.json").exists():
+            import_archive(io.BytesIO(data), new)
+        shutil.rmtree(self.folder / "m")
+        new.rename(self.folder / "m")
+        self.reopen()
+        assert self.refused() == before
+        self.past = {commit: texts for commit, texts in self.past.items() if self.is_there(commit)}
+
+    @precondition(lambda self: self.saved is None and any(self.branches.values()))
+    @rule()
+    def save(self) -> None:
+        self.saved = self.packed(), dict(self.branches)
+
+    @precondition(lambda self: self.saved is not None and not any(name.startswith("saved/") for name in self.branches))
+    @rule(crash=CRASH)
+    def bring_back(self, crash: int) -> None:
+        """An archive from before: what was erased since does not come in."""
+        assert self.saved is not None
+        data, held_then = self.saved
+        models, root = self.bundle, self.folder / "m"
+
+        def take() -> None:
+            remake = lambda spec: remaker(models.base, models.gists, spec)  # noqa: E731
+            import_archive(io.BytesIO(data), root, prefix="saved", skip_erased=True, remake=remake)
+
+        if self.interrupted(take, crash):
+            take()
+        for branch, texts in held_then.items():
+            self.branches[f"saved/{branch}"] = {name: text for name, text in texts.items() if name not in self.erased}
+        for name in (tag for tag in self.opened.repository.tags() if tag.startswith("saved/")):
+            self.tags[name] = held(self.opened, name)
+            assert not self.tags[name].keys() & self.erased
+        self.past |= self.history()
 
     @rule(crash=CRASH)
     def gc(self, crash: int) -> None:
@@ -148,21 +233,26 @@ class MemoryMachine(RuleBasedStateMachine):
         name = data.draw(st.sampled_from(sorted({name for texts in self.past.values() for name in texts})))
         memory = self.opened
         eraser = Eraser(memory.repository, lambda: memory.tokenizer, lambda: (self.bundle.base, self.bundle.gists))
-        before = {branch: memory.repository.resolve(branch) for branch in self.branches}
-        crashed = self.interrupted(lambda: eraser.erase(eraser.outlook([f"text:{name}"])), crash)
-        if crashed and {branch: self.opened.repository.resolve(branch) for branch in self.branches} == before:
+        before = self.erasures()
+        self.interrupted(lambda: eraser.erase(eraser.outlook([f"text:{name}"])), crash)
+        if self.erasures() == before:
+            # What it does first is to commit what journals hold.
+            self.past |= {self.opened.repository.resolve(branch): texts for branch, texts in self.branches.items()}
             return
         self.erased.add(name)
         self.branches = {branch: without(texts, name) for branch, texts in self.branches.items()}
         self.tags = {tag: without(texts, name) for tag, texts in self.tags.items()}
         # Commits that had it have other names now; what they hold is known for those that did not.
         self.past = {commit: texts for commit, texts in self.past.items() if self.is_there(commit)}
-        self.past |= self.rewritten(name)
+        self.past |= self.history()
+        for labelled in self.labelled.values():
+            labelled.discard(name)
 
     @rule(name=st.sampled_from(["one", "two", "three"]))
     def branch(self, name: str) -> None:
         if name not in self.branches:
             self.branches[name] = self.past[self.opened.branch(name)]
+            self.labelled[name] = set()
 
     @rule(data=st.data())
     def checkout(self, data: st.DataObject) -> None:
@@ -189,21 +279,30 @@ class MemoryMachine(RuleBasedStateMachine):
         assert report.clean, report.findings
         for name, texts in (self.branches | self.tags).items():
             assert held(self.opened, name) == texts, name
-        check_gists(self.opened.snapshot(), self.bundle)
+        check_gists(self.opened.unpruned().snapshot(), self.bundle)
+        denied = Memory(Repository.open(self.folder / "m", deny=["secret"]), self.bundle)
+        for branch, names in self.labelled.items():
+            seen = {record.source.removeprefix("text:") for record in denied.snapshot(branch).documents.live()}
+            assert not seen & names & self.branches[branch].keys(), (branch, seen, names)
 
     @invariant()
     def the_branch_holds_what_it_should(self) -> None:
         if self.memory is not None:
             assert held(self.opened, self.here) == self.now
+            self.refused()
 
     # -- after an erasure ----------------------------------------------------------------------
+
+    def erasures(self) -> int:
+        """How many were carried out."""
+        return sum(entry.act == "erase" for entry in audit.read(self.folder / "m").entries)
 
     def is_there(self, commit: str) -> bool:
         return (self.folder / "m/objects" / commit[:2] / commit).exists()
 
-    def rewritten(self, name: str) -> dict[str, Texts]:
-        """The commits of all refs as they are called now; what the older ones hold is read, which `look_back` and the erasure's
-        own scan check, and must not be what was erased."""
+    def history(self) -> dict[str, Texts]:
+        """The commits of all refs as they are called now; what those that are not known hold is read, which `look_back` and the
+        erasure's own scan check, and must not be what was erased."""
         found: dict[str, Texts] = {}
         for reference in (*self.branches, *self.tags):
             todo = [self.opened.repository.resolve(reference)]
@@ -211,9 +310,29 @@ class MemoryMachine(RuleBasedStateMachine):
                 commit = todo.pop()
                 if commit not in found:
                     found[commit] = self.past.get(commit) or held(self.opened, commit)
-                    assert name not in found[commit]
+                    assert not found[commit].keys() & self.erased
                     todo += self.opened.repository.commit(commit).parents
         return found
+
+    # -- what is looked at ---------------------------------------------------------------------
+
+    def refused(self) -> set[str]:
+        """The documents of the branch that cannot be read since some of them is pruned; all others say what they should."""
+        snapshot, found = self.opened.snapshot(), set[str]()
+        for record in snapshot.documents.live():
+            name = record.source.removeprefix("text:")
+            try:
+                assert self.opened.text(record, snapshot) == self.now[name]
+            except DetailPruned:
+                found.add(name)
+        return found
+
+    def packed(self) -> bytes:
+        """An archive of all branches with their history; what was in journals is committed by it."""
+        made = prepare_export(self.opened.repository, branches="all", history=True)
+        for branch, texts in self.branches.items():
+            self.past[self.opened.repository.resolve(branch)] = texts
+        return b"".join(bytes(part) for part in made.parts())
 
     def teardown(self) -> None:
         if self.memory is not None:
@@ -222,7 +341,8 @@ class MemoryMachine(RuleBasedStateMachine):
 
 
 def held(memory: Memory, reference: str) -> Texts:
-    """By name, the texts that are there."""
+    """By name, the texts that are there, pruned ones, too."""
+    memory = memory.unpruned()
     snapshot = memory.snapshot(reference)
     return {each.source.removeprefix("text:"): memory.text(each, snapshot) for each in snapshot.documents.live()}
 

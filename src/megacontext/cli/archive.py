@@ -13,12 +13,15 @@ import typer
 from megacontext.cli import output, place
 from megacontext.cli.add import author
 from megacontext.cli.progress import byte_progress
-from megacontext.cli.verb import Call
-from megacontext.errors import InvalidInput
+from megacontext.cli.verb import Call, Model
+from megacontext.errors import InvalidInput, MemoryNotFound
 
 if TYPE_CHECKING:
+    from megacontext.storage.erasure.rewrite import Remake
     from megacontext.storage.export import Export
+    from megacontext.storage.gists import LayerSpec
     from megacontext.storage.importing import Imported
+    from megacontext.storage.received import Remakes
 
 PIPE = "-"
 
@@ -35,11 +38,15 @@ def export(
     history: Annotated[
         bool, typer.Option("--history", help="With all commits before. Without it only what there is now.")
     ] = False,
+    without_pruned: Annotated[
+        bool, typer.Option("--without-pruned", help="Leave the raw tokens of pruned documents out; their gists come along.")
+    ] = False,
 ) -> None:
     """Write a memory, or branches of it, to one file.
 
     The file is a plain tar archive: manifest.json says what it is, objects.txt lists what follows, and any tool reads it.
-    Pipe it through gzip or zstd if it is to be smaller. Tags of exported commits come along.
+    Pipe it through gzip or zstd if it is to be smaller. Tags of exported commits come along. What is pruned comes from its
+    archive and is pruned again where it is imported.
     """
     from megacontext.storage import files
     from megacontext.storage.export import prepare_export
@@ -48,7 +55,8 @@ def export(
         raise InvalidInput("stdout cannot hold both the archive and JSON: name a file")
     if file != PIPE and Path(file).exists():
         raise InvalidInput(f"{file} is there already: remove it, or choose another name")
-    made = prepare_export(call.memory().repository, at=at, branches=branches, history=history)
+    repository = call.memory().repository
+    made = prepare_export(repository, at=at, branches=branches, history=history, without_pruned=without_pruned)
     for name in made.behind:
         output.warning(f"note: {name} is being written, or is of an earlier format: what is in no commit yet is left out")
     with byte_progress("exporting") as progress:
@@ -74,17 +82,31 @@ def import_(
     name: Annotated[
         str, typer.Option("--as", metavar="NAME", help="In a memory that is there: call the new branches NAME/….")
     ] = "",
+    skip_erased: Annotated[
+        bool,
+        typer.Option("--skip-erased", help="Leave out documents that were erased from this memory, and take the rest."),
+    ] = False,
+    model: Model = None,
 ) -> None:
     """Read an archive into a new memory, or beside what a memory holds.
 
     Everything is verified before anything is seen: an archive that is cut, damaged or made to do harm changes nothing. A
-    memory takes in archives of its own tokenizer; its own branches stay as they are.
+    memory takes in archives of its own tokenizer; its own branches stay as they are. What was erased from it does not come
+    back: an archive that holds such is refused, or taken without it, whereby its commits get other names.
     """
     from megacontext.storage.importing import import_archive
 
     root = place.new_memory(directory, call.directory)
     with _opened(file) as source, byte_progress("importing") as progress:
-        done = import_archive(source, root, prefix=name, author=author(), progress=progress)
+        done = import_archive(
+            source,
+            root,
+            prefix=name,
+            skip_erased=skip_erased,
+            remake=_remake(root, model),
+            author=author(),
+            progress=progress,
+        )
     value = {
         "path": str(done.path),
         "branches": done.branches,
@@ -92,8 +114,27 @@ def import_(
         "objects": done.objects,
         "bytes": done.bytes,
         "new": done.new,
+        "pruned": {"archived": done.pruned, "left_out": done.left_out},
+        "skipped": list(done.skipped),
+        "dropped_layers": list(done.dropped),
     }
     call.show(value, lambda: _print_import(done))
+
+
+def _remake(root: Path, model: str | None) -> Remakes:
+    """What makes the gists above documents that are left out again, with the model of the memory that is there."""
+
+    def remake(spec: LayerSpec) -> Remake | None:
+        from megacontext.engine.erase import remaker
+        from megacontext.engine.memory import Memory
+
+        try:
+            memory = Memory.open(root, model=model)
+        except MemoryNotFound:
+            return None
+        return remaker(memory.models.base, memory.models.gists, spec)
+
+    return remake
 
 
 @contextmanager
@@ -117,13 +158,18 @@ def _exported(file: str, made: Export) -> dict[str, Any]:
         "history": manifest.history,
         "objects": manifest.objects,
         "behind": list(made.behind),
+        "pruned": {"archived": made.archived, "left_out": made.left_out},
     }
 
 
 def _print_export(file: str, made: Export) -> None:
     names = ", ".join(made.manifest.branches)
     history = " with its history" if made.manifest.history else ""
-    output.line(f"exported {names}{history} to {file}: {made.manifest.objects:,} objects, {made.size:,} bytes")
+    output.line(f"exported {names}{history} to {file}: {output.many(made.manifest.objects, 'object')}, {made.size:,} bytes")
+    if made.archived:
+        output.line(f"{made.archived:,} of them are pruned and came from the archive")
+    if made.left_out:
+        output.line(f"of {made.left_out:,} of them the raw tokens were left out, since they are pruned")
 
 
 def _print_import(done: Imported) -> None:
@@ -131,4 +177,13 @@ def _print_import(done: Imported) -> None:
         output.line(f"branch {name} at {output.short(commit)}")
     for name, commit in done.tags.items():
         output.line(f"tag {name} at {output.short(commit)}")
-    output.line(f"imported into {done.path}: {done.objects:,} objects, {done.bytes:,} bytes, {done.new:,} of them new")
+    if done.pruned or done.left_out:
+        more = f"; of {done.left_out:,} more there are gists only: megacontext restore --archive" if done.left_out else ""
+        output.line(f"{done.pruned:,} objects are pruned{more}")
+    for source in done.skipped:
+        output.line(f"left out {source}: it was erased from this memory")
+    for layer in done.dropped:
+        output.line(f"dropped the gists of {output.short(layer)}: its GistNet is not at hand; megacontext regist lays it")
+    output.line(
+        f"imported into {done.path}: {output.many(done.objects, 'object')}, {done.bytes:,} bytes, {done.new:,} of them new"
+    )

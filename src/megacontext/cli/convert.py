@@ -27,6 +27,9 @@ def convert(
     ] = None,
     everything: Annotated[bool, typer.Option("--all", help="Convert all branches, those of sessions too.")] = False,
     history: Annotated[bool, typer.Option("--history", help="One commit for each there has been, not one for all.")] = False,
+    skip_pruned: Annotated[
+        bool, typer.Option("--skip-pruned", help="Leave out documents that were pruned into an archive that is not at hand.")
+    ] = False,
 ) -> int:
     """Make a memory of the same texts for a model with another tokenizer.
 
@@ -40,10 +43,20 @@ def convert(
     quiet_loading(model)
     names = memory.repository.branches() if everything else branch or ()
     with ingest_progress("converting") as listener:
-        receipt = memory.convert(directory, model=model, branches=names, history=history, author=author(), listener=listener)
+        receipt = memory.convert(
+            directory,
+            model=model,
+            branches=names,
+            history=history,
+            skip_pruned=skip_pruned,
+            author=author(),
+            listener=listener,
+        )
     for each in receipt.branches:
         for source in each.differing:
             output.warning(f"{source} on {each.branch} is not the same in the new memory")
+        for source in each.skipped:
+            output.warning(f"{source} on {each.branch} was left out: its raw tokens are in an archive that is not at hand")
     rows = [(each.branch, _told(each)) for each in receipt.branches]
     rows += [("texts", "all the same" if receipt.lossless else "not all the same"), ("time", f"{receipt.seconds:.1f} s")]
     call.show(receipt.to_json(), lambda: output.facts(rows))
@@ -51,6 +64,6 @@ def convert(
 
 
 def _told(branch: Converted) -> str:
-    parts = [f"{branch.documents:,} documents converted", f"{branch.commits:,} commits"]
+    parts = [f"{output.many(branch.documents, 'document')} converted", f"{output.many(branch.commits, 'commit')}"]
     parts += [f"{branch.removed:,} removed"] if branch.removed else []
-    return f"{', '.join(parts)}; {branch.tokens:,} tokens, now at {output.short(branch.commit)}"
+    return f"{', '.join(parts)}; {output.many(branch.tokens, 'token')}, now at {output.short(branch.commit)}"

@@ -37,8 +37,9 @@ def gc(
 
     root = place.find_memory(call.directory)
     found = collect(root, grace=grace, dry_run=dry_run)
-    if found.removed and found.objects:
-        audit.append(root, "gc", {"objects": found.objects, "bytes": found.bytes})
+    if found.removed and (found.objects or found.pruned):
+        details = {"objects": found.objects, "bytes": found.bytes, "pruned": found.pruned}
+        audit.append(root, "gc", details)
     value = {
         "path": str(root),
         "removed": found.removed,
@@ -46,6 +47,7 @@ def gc(
         "bytes": found.bytes,
         "kinds": {kind: {"objects": count, "bytes": size} for kind, (count, size) in found.kinds.items()},
         "leftovers": found.leftovers,
+        "pruned": {"files": found.pruned, "bytes": found.pruned_bytes, "outside": list(found.outside)},
         "young": found.young,
         "kept": {"objects": found.kept, "bytes": found.kept_bytes},
     }
@@ -59,6 +61,10 @@ def _print(found: Garbage) -> None:
     if found.leftovers:
         output.line(f"{found.leftovers:,} files of interrupted writers in staging/")
     verb = "removed" if found.removed else "would remove"
-    output.line(f"{verb} {found.objects:,} objects, {found.bytes:,} bytes")
+    output.line(f"{verb} {output.many(found.objects, 'object')}, {found.bytes:,} bytes")
+    if found.pruned:
+        output.line(f"{verb} {found.pruned:,} files of pruned objects in archive/ and pruned/, {found.pruned_bytes:,} bytes")
+    for path in found.outside:
+        output.line(f"left {path}: this memory does not need it any more, another one may")
     young = f"; {found.young:,} more that nothing needs are younger than the grace period" if found.young else ""
-    output.line(f"kept {found.kept:,} objects, {found.kept_bytes:,} bytes{young}")
+    output.line(f"kept {output.many(found.kept, 'object')}, {found.kept_bytes:,} bytes{young}")

@@ -43,7 +43,7 @@ def prune(
 
     Windows show such documents by their gists only, searches skip them, and their text cannot be read until megacontext
     restore brings it back, bit for bit. Older versions go along. What a protected tag holds stays, and so does the end of
-    a branch, which is still written. Commits keep their names.
+    a branch that is being written; which these are is told. Commits keep their names.
     """
     added_before = moment(before) if before is not None else None
     memory = call.memory()
@@ -81,6 +81,8 @@ def _print(done: Pruned, what: str, tell: Callable[[str], None] = output.line) -
     for source in done.documents:
         tell(f"{what} {source}")
     size = f" of {done.bytes:,} bytes" if done.bytes else ""
-    tell(f"{done.blocks:,} blocks in {done.objects:,} objects{size}")
+    tell(f"{output.many(done.blocks, 'block')} in {output.many(done.objects, 'object')}{size}")
     if done.kept:
-        tell(f"{done.kept:,} blocks stay: a protected tag holds them, or they are the end of a branch, which is still written")
+        tell(f"{output.many(done.kept, 'block')} stay as they are")
+    for keeper, why in done.keepers.items():
+        tell(f"kept by {keeper}: {why}")

@@ -41,6 +41,7 @@ def regist(
     rows = [
         ("layer", f"{output.short(receipt.fingerprint)} of {memory.model}"),
         ("blocks", f"{receipt.blocks:,}, {receipt.made:,} of them new"),
+        *([("archived", f"{receipt.archived:,} of them, read in their archive; they stay pruned")] if receipt.archived else []),
         ("commit", f"{output.short(receipt.commit)} on {receipt.branch}"),
         ("time", f"{receipt.seconds:.1f} s, {receipt.made / max(receipt.seconds, 1e-9):,.0f} blocks/s"),
     ]

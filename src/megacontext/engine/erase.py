@@ -74,7 +74,8 @@ class Eraser:
         self, repository: Repository, tokenizer: Callable[[], Any], models: Callable[[], tuple[BaseLM, GistEncoder | None]]
     ) -> None:
         repository.require_whole("erasing documents")
-        self._repository, self._tokenizer, self._models = repository, tokenizer, models
+        # What is pruned goes like the rest: it is read in its archive.
+        self._repository, self._tokenizer, self._models = repository.unpruned(), tokenizer, models
 
     def outlook(self, documents: Sequence[str] = (), *, match: str | None = None) -> Outlook:
         """What erasing would do: of `documents` (see `index.source_patterns`) all versions, or, with
@@ -160,11 +161,13 @@ class Eraser:
         return list(self._tokenizer().decode_batch(rows, skip_special_tokens=True))
 
     def _remake(self, spec: LayerSpec) -> Remake | None:
-        base, encoder = self._models()
-        builder = _Remembering(base, encoder) if encoder is not None else None
-        if builder is None or builder.spec != spec:
-            return None
-        return builder.remake
+        return remaker(*self._models(), spec)
+
+
+def remaker(base: BaseLM, encoder: GistEncoder | None, spec: LayerSpec) -> Remake | None:
+    """What makes the gists of a layer again, with this GistNet; None where the layer is another one's."""
+    builder = _Remembering(base, encoder) if encoder is not None else None
+    return builder.remake if builder is not None and builder.spec == spec else None
 
 
 class _Remembering(GistBuilder):

@@ -38,20 +38,22 @@ def remove(
     message: str = "",
     author: str = "",
 ) -> Removal:
-    """Removes the live documents that ``patterns`` name (see ``index.source_patterns``), and commits.
+    """Removes the live documents that ``patterns`` name (see ``index.source_patterns``), all in one commit or none.
 
     Older commits still have them. ``base`` and ``encoder`` make the gists above them again; None where there are none.
     Raises UnknownReference, with nothing removed, where a pattern fits no document.
     """
     matching(repository.snapshot(branch), patterns)
     builder = GistBuilder(base, encoder) if base is not None and encoder is not None else None
-    with repository.writer(branch, layer=builder.spec if builder else None) as writer:
-        records = matching(writer.snapshot(), patterns)
-        for record in records:
-            remove_one(writer, builder, record)
+    with repository.transaction(branch) as transaction:
+        with transaction.writer(builder.spec if builder else None) as writer:
+            records = matching(writer.snapshot(), patterns)
+            for record in records:
+                remove_one(writer, builder, record)
+            removed = writer.commit()
         sources = tuple(record.source for record in records)
         few = ", ".join(sources[:3]) + (f" and {len(sources) - 3} more" if len(sources) > 3 else "")
-        commit = writer.commit(message or f"Remove {few}", author)
+        commit = transaction.apply(removed, message=message or f"Remove {few}", author=author)
     return _removal(records, commit)
 
 
