@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from megacontext.errors import CorruptCheckpoint, ModelNotFound, UnsupportedModel
+from megacontext.models import hub
 
 
 def default_device() -> torch.device:
@@ -23,9 +24,11 @@ def load(id_or_folder: str | Path, dtype: torch.dtype | None, device: torch.devi
     """The causal LM and its tokenizer. ModelNotFound, CorruptCheckpoint or UnsupportedModel."""
     name = os.fspath(id_or_folder)
     _check_exists(name)
-    config = _load_config(name)
+    # What is cached is loaded without the hub where that cannot be reached.
+    here = {"local_files_only": True} if not Path(name).is_dir() and not hub.reachable(name) else {}
+    config = _load_config(name, here)
     wanted = dtype if dtype is not None else (torch.float32 if device.type == "cpu" else "auto")
-    return _load_weights(name, config, wanted, device), _load_tokenizer(name)
+    return _load_weights(name, config, wanted, device, here), _load_tokenizer(name, here)
 
 
 def set_attention(model: Any, config: Any) -> None:
@@ -44,10 +47,10 @@ def _check_exists(name: str) -> None:
         raise ModelNotFound(f"{name} is not a model folder: pass a folder that holds config.json, or a hub id")
 
 
-def _load_config(name: str) -> Any:
+def _load_config(name: str, here: dict[str, Any]) -> Any:
     local = Path(name).is_dir()
     try:
-        return AutoConfig.from_pretrained(name)
+        return AutoConfig.from_pretrained(name, **here)
     except StrictDataclassError as error:
         raise CorruptCheckpoint(f"{name}/config.json holds an impossible value: {_first_line(error)}") from error
     except (ValueError, KeyError) as error:
@@ -57,15 +60,15 @@ def _load_config(name: str) -> Any:
     except OSError as error:
         if local:
             raise CorruptCheckpoint(f"{name}/config.json cannot be read: {_first_line(error)}") from error
-        raise ModelNotFound(_not_found(name)) from error
+        raise ModelNotFound(hub.not_here(name)) from error
 
 
-def _load_weights(name: str, config: Any, dtype: Any, device: torch.device) -> Any:
+def _load_weights(name: str, config: Any, dtype: Any, device: torch.device, here: dict[str, Any]) -> Any:
     try:
-        model, report = AutoModelForCausalLM.from_pretrained(name, config=config, dtype=dtype, output_loading_info=True)
+        model, report = AutoModelForCausalLM.from_pretrained(name, config=config, dtype=dtype, output_loading_info=True, **here)
     except (SafetensorError, RuntimeError, EOFError, OSError) as error:
         if isinstance(error, OSError) and not Path(name).is_dir():
-            raise ModelNotFound(_not_found(name)) from error
+            raise ModelNotFound(hub.not_here(name)) from error
         raise CorruptCheckpoint(f"the weights of {name} cannot be read; fetch them again: {_first_line(error)}") from error
     except ValueError as error:
         raise UnsupportedModel(f"{name} is not a causal language model: {_first_line(error)}") from error
@@ -76,19 +79,11 @@ def _load_weights(name: str, config: Any, dtype: Any, device: torch.device) -> A
     return model.to(device)
 
 
-def _load_tokenizer(name: str) -> Any:
+def _load_tokenizer(name: str, here: dict[str, Any]) -> Any:
     try:
-        return AutoTokenizer.from_pretrained(name)
+        return AutoTokenizer.from_pretrained(name, **here)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelNotFound(f"{name} holds a model but no tokenizer that can be loaded: {_first_line(error)}") from error
-
-
-def _not_found(name: str) -> str:
-    hint = "; the hub is switched off here (HF_HUB_OFFLINE=1)" if os.environ.get("HF_HUB_OFFLINE") == "1" else ""
-    return (
-        f"no model {name!r}: pass a folder that holds config.json, or a hub id that is reachable or already in the "
-        f"local cache{hint}"
-    )
 
 
 def _first_line(error: BaseException) -> str:
