@@ -6,7 +6,7 @@ without a gist layer, gist entries have no slots (the far past is then simply no
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -28,7 +28,7 @@ class Slots:
 
     ``token`` int64: the id, or -1 for a gist. ``start``/``stop`` int64: the tokens covered. ``entry``
     int64: position in the window (``len(window)`` for the unfinished block). ``vectors`` float16
-    [m, d]: the gist vectors, in slot order.
+    [m, d]: the gist vectors, in slot order. ``tail``: the token position from which on they are the window's raw tail.
     """
 
     token: IntArray
@@ -36,6 +36,7 @@ class Slots:
     stop: IntArray
     entry: IntArray
     vectors: npt.NDArray[np.float16]
+    tail: int = 0
 
     def __len__(self) -> int:
         return len(self.token)
@@ -57,6 +58,7 @@ class Slots:
             stop=self.stop[rows],
             entry=self.entry[rows],
             vectors=self.vectors[gist_number[rows][self.token[rows] < 0]],
+            tail=self.tail,
         )
 
     def grown(self, tokens: IntArray, before: WorkingContext) -> Slots:
@@ -75,12 +77,13 @@ class Slots:
             stop=np.concatenate([self.stop, places + 1]),
             entry=np.concatenate([self.entry, np.broadcast_to(entry, len(tokens))]),
             vectors=self.vectors,
+            tail=self.tail,
         )
 
 
 def slots_of(window: WorkingContext, reader: BlockReader, open_ids: IntArray, *, gists: bool) -> Slots:
     """The slots of ``window`` and of the unfinished block's ``open_ids`` int64 [k]."""
-    slots = _gathered(window, np.arange(len(window)), reader, gists=gists)
+    slots = replace(_gathered(window, np.arange(len(window)), reader, gists=gists), tail=window.tail_start * BLOCK)
     return slots.then(open_ids, window.timeline.blocks * BLOCK, len(window))
 
 
@@ -99,6 +102,7 @@ def slots_after(
     slots = _ordered(
         [held.token, new.token], [held.start, new.start], [held.stop, new.stop], [entry, new.entry], [held.vectors, new.vectors]
     )
+    slots = replace(slots, tail=window.tail_start * BLOCK)
     return slots.then(open_ids, window.timeline.blocks * BLOCK, len(window))
 
 

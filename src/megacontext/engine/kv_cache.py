@@ -46,7 +46,8 @@ class Pass:
     ``positions`` int64 [n] of all slots; ``at`` int64 [q ≥ 1]: the slots to forward, ascending, the newest one last; the
     logits wanted are the last one's. ``cache`` holds the slots ``held`` int64 [k], one row each, at positions ``places``
     int64 [k], and is extended by the pass. ``mask`` bool [q, k + q]: which of them each slot sees; None where that is all
-    before it, as cached. Valid until the next plan for the same cache.
+    before it, as cached. ``blind`` bool [q]: slots that lookup heads show no gists (None: there are none). Valid until the next
+    plan for the same cache.
     """
 
     slots: Slots
@@ -57,6 +58,7 @@ class Pass:
     cache: kv.KeyValueCache
     exact: int
     mask: Tensor | None = None
+    blind: npt.NDArray[np.bool_] | None = None
 
     def __len__(self) -> int:
         """Slots to forward."""
@@ -110,13 +112,15 @@ class WindowCache:
         """
         positions = positions_of(slots, self._strategy, self._base.context_length)
         passes = self._reader.passes(slots)
-        reuse = EXACT if exact else self.reuse
+        alone = getattr(self.reuse, "alone", False)
+        reuse = EXACT if exact and not alone else self.reuse
         kept = reuse.keep(self._held, slots, positions, passes) if self._held is not None else NOTHING
         cache, places = self._cut(kept, positions, turn=getattr(reuse, "turn", True))
         todo = passes.copy()
         todo[kept.slots] = False
         at = np.flatnonzero(todo)
         fresh = kept.exact if len(kept.rows) else len(slots)
+        blind = slots.start[at] < slots.tail if alone else np.zeros(len(at), dtype=np.bool_)
         self._held = Held(slots=slots, positions=positions, rows=kept.slots, places=places, exact=min(fresh, int(at[0])))
         return Pass(
             slots=slots,
@@ -126,7 +130,8 @@ class WindowCache:
             places=places,
             cache=cache,
             exact=fresh,
-            mask=_mask(kept.slots, at),
+            mask=_mask(kept.slots, at, slots, blind),
+            blind=blind if blind.any() else None,
         )
 
     def run(self, step: Pass) -> Tensor:
@@ -137,7 +142,13 @@ class WindowCache:
         """The same of what follows each of the ``last`` newest slots, all of which are to be forwarded: [last, V]."""
         with torch.no_grad():
             logits = self._reader.read(
-                [step.slots], step.positions[None], [step.at], last=last, cache=step.cache, mask=step.mask
+                [step.slots],
+                step.positions[None],
+                [step.at],
+                last=last,
+                cache=step.cache,
+                mask=step.mask,
+                blind=[step.blind] if step.blind is not None else None,
             )
         self.settle(step)
         return logits[0]
@@ -162,7 +173,8 @@ class WindowCache:
 
     def memory(self, step: Pass) -> StoredMemory | None:
         """What lookup heads read beside the slots of ``step``: entries of gists [1, h, m, c] with a bias [1, 1, q, m]."""
-        return self._reader.memory([step.slots], step.positions[None], [step.at])
+        blind = [step.blind] if step.blind is not None else None
+        return self._reader.memory([step.slots], step.positions[None], [step.at], blind)
 
     def read(self, slots: Slots, *, exact: bool = False) -> Tensor:
         """Logits float32 [V] of what follows the last slot."""
@@ -204,9 +216,13 @@ def why_not_moved(base: BaseLM) -> str | None:
     return None if turns else f"{base.family} adds positions to its input, so a key cannot be put elsewhere"
 
 
-def _mask(held: IntArray, at: IntArray) -> Tensor | None:
-    """Who sees whom, bool [q, k + q], by order of the window; None where the order of the cache says the same."""
-    if not len(held) or int(held.max()) < int(at[0]):
+def _mask(held: IntArray, at: IntArray, slots: Slots, blind: npt.NDArray[np.bool_]) -> Tensor | None:
+    """Who sees whom, bool [q, k + q], by order of the window, ``blind`` slots only their own entry; None where the order of
+    the cache says the same."""
+    in_order = not len(held) or int(held.max()) < int(at[0])
+    if in_order and not blind.any():
         return None
-    order: npt.NDArray[np.bool_] = np.concatenate([held, at])[None] <= at[:, None]
-    return torch.from_numpy(order)
+    shown = np.concatenate([held, at])
+    sees: npt.NDArray[np.bool_] = shown[None] <= at[:, None]
+    sees &= ~blind[:, None] | (slots.entry[shown][None] == slots.entry[at][:, None])
+    return torch.from_numpy(sees)

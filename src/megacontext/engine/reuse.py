@@ -125,6 +125,31 @@ class Patched:
         return _but_the_newest(Kept(rows=rows, slots=found, exact=min(common, held.exact)), passes)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Alone:
+    """Far blocks are read alone, so what they hold depends on nothing else in the window and is kept exactly, wherever it
+    moves; of the raw tail, what lies before the first change. Block-Attention (https://arxiv.org/abs/2409.15355) with a
+    frozen base.
+
+    Exact, but of another reading: a fresh cache that reads far blocks alone has the same logits, one that reads everything
+    causally has not.
+    """
+
+    name = "alone"
+    moves = True
+    alone = True
+
+    def keep(self, held: Held, slots: Slots, positions: IntArray, passes: BoolArray) -> Kept:
+        """See ``Reuse``."""
+        rows, found = _same(held, slots)
+        was_far = held.slots.start[held.rows[rows]] < held.slots.tail
+        is_far = slots.start[found] < slots.tail
+        # A block that leaves the tail is read once more, alone, and all that saw it, too.
+        same_tail = held.slots.tail == slots.tail
+        stays = (was_far & is_far) | (same_tail & ~is_far & (found < held.common(slots, positions)))
+        return _but_the_newest(Kept(rows=rows[stays], slots=found[stays], exact=len(slots)), passes)
+
+
 def _everything(held: Held, exact: int) -> Kept:
     return Kept(rows=np.arange(len(held.rows)), slots=held.rows, exact=exact)
 

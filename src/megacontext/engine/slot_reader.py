@@ -61,17 +61,25 @@ class SlotReader:
         last: int,
         cache: KeyValueCache | None = None,
         mask: Tensor | None = None,
+        blind: Sequence[npt.NDArray[np.bool_]] | None = None,
     ) -> Tensor:
-        """The same for the slots ``chosen`` int64 [q] of each row, ascending; ``mask`` as in ``BaseLM.forward``."""
+        """The same for the slots ``chosen`` int64 [q] of each row, ascending; ``mask`` as in ``BaseLM.forward``; those
+        that are ``blind`` bool [q] are shown no gists by lookup heads."""
         base = self._base
         embeds = torch.cat([embed_slots(slots, base, at) for slots, at in zip(rows, chosen, strict=True)])
         places = torch.from_numpy(np.stack([row[at] for row, at in zip(positions, chosen, strict=True)])).to(base.device)
-        memory = self.memory(rows, positions, chosen)
+        memory = self.memory(rows, positions, chosen, blind)
         return base.forward(embeds, places, cache=cache, logits_from=len(chosen[0]) - last, mask=mask, memory=memory).logits
 
-    def memory(self, rows: Sequence[Slots], positions: IntArray, chosen: Sequence[IntArray]) -> StoredMemory | None:
+    def memory(
+        self,
+        rows: Sequence[Slots],
+        positions: IntArray,
+        chosen: Sequence[IntArray],
+        blind: Sequence[npt.NDArray[np.bool_]] | None = None,
+    ) -> StoredMemory | None:
         """What lookup heads read beside the ``chosen`` slots int64 [q] of each row; None where no gist is read so."""
-        return self._entries.memory(rows, positions, chosen) if self._entries is not None else None
+        return self._entries.memory(rows, positions, chosen, blind) if self._entries is not None else None
 
 
 class GistEntries:
@@ -81,17 +89,26 @@ class GistEntries:
         self._base, self._layout, self._rotary = base, layout, base.rotary
         self._held: tuple[list[npt.NDArray[np.float16]], IntArray, StoredMemory] | None = None
 
-    def memory(self, rows: Sequence[Slots], positions: IntArray, reading: Sequence[IntArray]) -> StoredMemory | None:
-        """Entries of all gists of the rows; slots ``reading`` int64 [q] each see those before them. None without gists."""
+    def memory(
+        self,
+        rows: Sequence[Slots],
+        positions: IntArray,
+        reading: Sequence[IntArray],
+        blind: Sequence[npt.NDArray[np.bool_]] | None = None,
+    ) -> StoredMemory | None:
+        """Entries of all gists of the rows; slots ``reading`` int64 [q] each see those before them, but for those that are
+        ``blind`` bool [q]. None without gists."""
         gists = [np.flatnonzero(slots.token < 0) for slots in rows]
         if not len(gists[0]):
             return None
         vectors = [slots.vectors for slots in rows]
         places = np.stack([row[at] for row, at in zip(positions, gists, strict=True)])
         stored = self._stored(vectors, places)
-        if all(at[-1] < by[0] for at, by in zip(gists, reading, strict=True)):
+        if blind is None and all(at[-1] < by[0] for at, by in zip(gists, reading, strict=True)):
             return stored  # everything that is read stands behind all gists: a token that is decoded, always
         sees = np.stack([at[None] < by[:, None] for at, by in zip(gists, reading, strict=True)])
+        if blind is not None:
+            sees &= ~np.stack(blind)[:, :, None]
         return self.seen_by(stored, torch.from_numpy(sees))
 
     def seen_by(self, stored: StoredMemory, sees: Tensor) -> StoredMemory:

@@ -14,7 +14,7 @@ from megacontext.core import BLOCK, Timeline, WorkingContext, apply, legal_edits
 from megacontext.engine.assemble import Slots, slots_of
 from megacontext.engine.kv_cache import WindowCache
 from megacontext.engine.reader import ArrayReader
-from megacontext.engine.reuse import EXACT, Patched, Reuse
+from megacontext.engine.reuse import EXACT, Alone, Patched, Reuse
 from megacontext.errors import ConfigError
 from megacontext.models import BaseLM, GistEncoder
 from megacontext.models.cache import move
@@ -102,6 +102,20 @@ def test_patches_are_exact_until_the_first_edit_and_after_an_exact_pass(reuse: R
         if step.exact == len(slots):
             torch.testing.assert_close(logits, fresh(base, encoder, slots), atol=TOLERANCE, rtol=1e-3)
     torch.testing.assert_close(cache.read(seen[-1], exact=True), fresh(base, encoder, seen[-1]), atol=TOLERANCE, rtol=1e-3)
+
+
+@pytest.mark.parametrize(("family", "key_value"), [("llama", True), ("llama", False), ("smollm3", False)])
+@settings(max_examples=4, deadline=None)
+@given(moves=st.lists(st.integers(0, 10_000), min_size=3, max_size=8))
+def test_far_blocks_read_alone_are_kept_exactly(family: str, key_value: bool, moves: list[int]) -> None:
+    base, encoder, reader = parts(family, key_value)
+    cache, seen = WindowCache(base, encoder, WindowRanks(), reuse=Alone()), windows(moves, reader)
+    for slots in seen:
+        new = WindowCache(base, encoder, WindowRanks(), reuse=Alone()).read(slots)
+        step = cache.plan(slots)
+        torch.testing.assert_close(cache.run(step), new, atol=TOLERANCE, rtol=1e-3)
+        # A block that comes in, and at most the tail: two blocks and an open one.
+        assert slots is seen[0] or len(step) <= 4 * BLOCK
 
 
 @pytest.mark.parametrize("family", ["llama", "smollm3"])
