@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from megacontext.engine.ahead import ahead
 from megacontext.engine.events import (
     BlocksIngested,
     Committed,
@@ -182,13 +183,9 @@ class Ingest:
         """Pieces of documents, together about `batch_blocks` blocks: small documents share a batch, large ones have many."""
         batch: list[_Piece] = []
         room = self.config.batch_blocks
-        for source in map(_checked, sources):
-            if isinstance(source, Skipped):
-                self._skipped.append(source)
-                self._tell(DocumentSkipped(uri=source.uri, reason=source.reason))
-                continue
-            document = self._accept(source)
-            for piece in self._pieces(document) if document else ():
+        cut = self._cutter.cut
+        for document, parts in ahead(self._documents(sources), lambda each: cut(each.source.text), lambda each: each.size):
+            for piece in self._pieces(document, parts):
                 batch.append(piece)
                 room -= len(piece.blocks.ids)
                 if room <= 0:
@@ -196,6 +193,15 @@ class Ingest:
                     batch, room = [], self.config.batch_blocks
         if batch:
             yield batch
+
+    def _documents(self, sources: Iterable[Source | Skipped]) -> Iterator[_Document]:
+        """The documents that are due; what is left out is told."""
+        for source in map(_checked, sources):
+            if isinstance(source, Skipped):
+                self._skipped.append(source)
+                self._tell(DocumentSkipped(uri=source.uri, reason=source.reason))
+            elif (document := self._accept(source)) is not None:
+                yield document
 
     def _accept(self, source: Source) -> _Document | None:
         """The document that a source becomes; None if it is there already."""
@@ -229,14 +235,14 @@ class Ingest:
         last = self._last.get(uri)
         return last if last is not None and self._live_hash(last) else None
 
-    def _pieces(self, document: _Document) -> Iterator[_Piece]:
-        """What is still to be written of a document, in pieces of at most `batch_blocks`."""
+    def _pieces(self, document: _Document, parts: Iterator[TextBlocks]) -> Iterator[_Piece]:
+        """What is still to be written of a document that is cut into `parts`, in pieces of at most `batch_blocks`."""
         left, self._left_over = self._left_over, None
         begins = (document.source.uri, document.text_hash, self._labels(document.source), False)
         there = left is not None and (left.source, left.text_hash, left.labels, left.open) == begins
         resumed = left.blocks if left and there else 0
         at, first = 0, True
-        for blocks in self._cutter.cut(document.source.text):
+        for blocks in parts:
             ends = blocks.chars_done == len(document.source.text)
             count = len(blocks.ids)
             start = min(max(resumed - at, 0), count)
@@ -250,8 +256,7 @@ class Ingest:
 
     def _write(self, batch: list[_Piece], message: str, author: str) -> None:
         """Encodes the blocks of a batch together, writes them document by document, and acknowledges all."""
-        encoded = _concatenated(batch)
-        level_one = self._encode(batch, *encoded) if self._builder else None
+        level_one = self._encode(batch, *_concatenated(batch)) if self._builder else None
         at = 0
         for piece in batch:
             if piece.first:
@@ -288,8 +293,7 @@ class Ingest:
         return made
 
     def _snapshot_blocks(self, start: int, stop: int) -> tuple[U32, U8]:
-        snapshot = self._writer.snapshot()
-        return snapshot.shown(start, stop)
+        return self._writer.snapshot().shown(start, stop)
 
     def _begin(self, piece: _Piece) -> None:
         document, uri = piece.document, piece.document.source.uri
@@ -301,6 +305,7 @@ class Ingest:
             tags=document.source.tags,
             ingested_at=document.source.ingested_at,
             labels=self._labels(document.source),
+            chars=len(document.source.text),
         )
         if resumed.blocks != piece.resumed:
             raise IngestError(
