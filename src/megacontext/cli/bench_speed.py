@@ -14,7 +14,15 @@ from megacontext.cli.bench import bench, environment
 
 QUICK: dict[str, Any] = {
     **{"histories": (4096, 16384), "budget": 512, "rounds": 2, "interval": 8, "full": (512, 2048, 16384)},
-    **{"first_token_history": 16384, "chunk": 64, "depths": (0, 4096), "repeats": 1, "refocuses": 2, "intervals": (16,)},
+    **{
+        "first_token_history": 16384,
+        "chunk": 64,
+        "depths": (0, 4096),
+        "repeats": 1,
+        "refocuses": 2,
+        "tries": 3,
+        "intervals": (16,),
+    },
     **{"reuse_items": 1, "memory": 16},
 }
 """What ``--quick`` sets: small enough for CI, with a smaller random base; its figures say little."""

@@ -31,6 +31,7 @@ TINY = SpeedBenchConfig(
     depths=(0, 256),
     repeats=1,
     refocuses=2,
+    tries=2,
     intervals=(8,),
     reuse_items=0,
     memory=0,
