@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -25,7 +25,7 @@ from megacontext.engine.focus import FOCUS_DEFAULTS, refocus
 from megacontext.engine.kv_cache import WindowCache
 from megacontext.engine.policies import FocusPolicy, FocusView
 from megacontext.engine.reader import ArrayReader
-from megacontext.engine.reuse import EXACT, Patched, Reuse
+from megacontext.engine.reuse import EXACT, Alone, Patched, Reuse
 from megacontext.errors import ConfigError
 from megacontext.evaluation.arms import QUERY, reader_over
 from megacontext.evaluation.bootstrap import group_weights
@@ -37,9 +37,10 @@ from megacontext.models.positions import PositionStrategy, window_ranks
 
 INTERVALS = (8, 16, 32, 64, 128)
 OPTIONS: Mapping[str, Reuse] = {
-    option.name: option for option in (EXACT, Patched(), Patched(again=16), Patched(again=64), Patched(turn=False))
+    option.name: option for option in (EXACT, Alone(), Patched(), Patched(again=16), Patched(turn=False))
 }
-"""Exact reuse is what the others are compared with; ``unturned`` is the control of ``patched``."""
+"""Exact reuse is what the others are compared with; ``unturned`` is the control of ``patched``. What ``alone`` costs is the
+price of its reading, since it keeps nothing but what that reading gives."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -253,8 +254,3 @@ def _reader(ids: IntArray, bundle: Bundle) -> ArrayReader:
         mask = torch.ones(children.shape[:2], dtype=torch.bool)
         gists[lod] = bundle.gists.encode_canonical(children, mask, lod).numpy()
     return reader_over(ids, gists)
-
-
-def without_limit(config: TraceConfig) -> TraceConfig:
-    """The same trace with any number of edits at a refocus."""
-    return replace(config, allocator=config.allocator.unlimited())
