@@ -8,7 +8,7 @@ import pytest
 from megacontext.engine.bundle import Bundle
 from megacontext.engine.kv_cache import WindowCache
 from megacontext.engine.policies import Random
-from megacontext.engine.reuse import EXACT, Patched
+from megacontext.engine.reuse import EXACT, Patched, Reuse
 from megacontext.errors import ConfigError
 from megacontext.evaluation.arms import make_reader
 from megacontext.evaluation.reuse import TraceConfig, decode, measure_reuse, prefilled, record, replay
@@ -43,7 +43,7 @@ def test_a_trace_holds_every_token_once_and_its_windows_change(bundle: Bundle) -
 
 
 def test_exact_reuse_differs_by_nothing_and_patches_read_less(bundle: Bundle) -> None:
-    options = {"exact": EXACT, "patched-0": Patched()}
+    options: dict[str, Reuse] = {"exact": EXACT, "patched-0": Patched()}
     records = measure_reuse(bundle, [history(1), history(2)], Random(), intervals=(8, 16), options=options, config=CONFIG)
     exact = [each for each in records if each["option"] == "exact"]
     patched = [each for each in records if each["option"] == "patched-0"]
