@@ -24,8 +24,9 @@ class SpeedBenchConfig:
 
     Every round, each arm decodes ``interval`` tokens, ``rounds`` times; ``full`` are the histories that the base reads whole
     as far as ``full_gigabytes`` of keys and values allow. ``random``: the second base (None: there is none). A prefill is timed
-    in pieces of ``chunk`` tokens at ``depths``, in turns, ``repeats`` times. The trace of edits has ``refocuses``, is the one with the most expansions of
-    ``tries`` continuations, and is read with each of ``intervals``. ``memory``: how many decoded tokens the peak of memory is looked for in (0: not at all).
+    in pieces of ``chunk`` tokens at ``depths``, in turns, ``repeats`` times. The trace of edits has ``refocuses``, is the one
+    with the most expansions of ``tries`` continuations, and is read with each of ``intervals``. ``memory``: how many decoded
+    tokens the peak of memory is looked for in (0: not at all).
     """
 
     histories: tuple[int, ...] = (4096, 16384, 65536, 262_144, 1_048_576)
