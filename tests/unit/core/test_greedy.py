@@ -336,3 +336,13 @@ def test_a_pruned_block_stays_a_gist_however_well_it_scores() -> None:
     assert "restore" in reasons[Expand(1, 33)]
     with pytest.raises(EditError, match="restore"):
         apply(Expand(1, 39), window)
+
+
+def test_a_swap_must_gain_more_than_the_margin() -> None:
+    window = flat([0, 1], 33)
+    close, clear = FocusScores([0.4, 0.45]), FocusScores([0.4, 0.55])
+    assert allocator(swap_margin=0.1).plan(window, close).edits == ()
+    assert allocator(swap_margin=0.1).plan(window, clear).edits == (Collapse(1, 0), Expand(1, 1))
+    assert allocator(swap_margin=0.1).plan(flat([0, 1], 64), close).edits == (Expand(1, 1),)
+    with pytest.raises(ConfigError, match="swap_margin"):
+        AllocatorConfig(swap_margin=-0.1)

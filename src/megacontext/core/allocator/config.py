@@ -21,6 +21,8 @@ class AllocatorConfig:
             keep the reserve are not counted: the budget comes first.
         cooldown: refocus steps during which an edit may not be reversed.
         reserve: tokens of room that every plan leaves for what is decoded next.
+        swap_margin: by how much an expansion must be worth more than what collapses to pay for it, in the
+            score's unit: hysteresis against swaps that a little noise in the scores would cause.
         recompute: weighs edits against what has to be read again because of them; None: that costs nothing.
 
     Raises:
@@ -32,10 +34,11 @@ class AllocatorConfig:
     max_edits: int | None = 4
     cooldown: int = 2
     reserve: int = 32
+    swap_margin: float = 0.0
     recompute: RecomputeCost | None = None
 
     def __post_init__(self) -> None:
-        for name in ("expand_threshold", "collapse_threshold", "max_edits", "cooldown", "reserve"):
+        for name in ("expand_threshold", "collapse_threshold", "max_edits", "cooldown", "reserve", "swap_margin"):
             value = getattr(self, name)
             if value is not None and not value >= 0:
                 raise ConfigError(f"{name} must be at least 0, not {value}")

@@ -90,7 +90,7 @@ class _Refocus:
         self.rows = Candidates(window, scores, blocked, config, first)
         self.blocked, self.max_edits, self.left = blocked, config.max_edits, left
         self.limit = window.budget - config.reserve  # what the cost may not exceed
-        self.reserve = config.reserve
+        self.reserve, self.margin = config.reserve, config.swap_margin
         self.cost = window.cost
         self.edits: list[Edit] = []
         self.reason: list[int] = self.rows.first_reason.tolist()
@@ -138,7 +138,7 @@ class _Refocus:
             return Reason.OVER_BUDGET
         while not self.family_open[self.payers[0]]:
             self.payers.pop(0)
-        return Reason.NO_BETTER if self.rows.price[self.payers[0]] >= self.gain[row] else None
+        return Reason.NO_BETTER if self.rows.price[self.payers[0]] >= self.gain[row] - self.margin else None
 
     def _close_family(self, at: int) -> None:
         if self.family_open[at]:
@@ -174,7 +174,7 @@ class _Refocus:
         return self._cheaper(path[0]) if row >= self.rows.targets_at and path else []
 
     def _payers(self, cost: int, gain: float, member: int) -> list[int] | Reason:
-        """The families to collapse so that ``cost`` fits, in sum worth less than ``gain``."""
+        """The families to collapse so that ``cost`` fits, in sum worth less than ``gain`` by the margin."""
         need = self.cost + cost - self.limit
         if need <= 0 or cost == 0:
             return []
@@ -185,7 +185,7 @@ class _Refocus:
             if not self.family_open[at] or at == member:
                 continue
             total += max(price[at], 0.0)
-            if total >= gain:
+            if total >= gain - self.margin:
                 return Reason.NO_BETTER
             taken.append(at)
             need -= saving[at]
@@ -236,7 +236,7 @@ class _Refocus:
             payers = self._deep_payers(entry, path)
             if payers is None:
                 continue
-            if sum(max(value, 0.0) for _, value, _ in payers) >= self.gain[row]:
+            if sum(max(value, 0.0) for _, value, _ in payers) >= self.gain[row] - self.margin:
                 self.reason[row] = Reason.NO_BETTER
                 continue
             while path and self.left is not None and len(path) + len(payers) > self.left:
