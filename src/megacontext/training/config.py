@@ -306,23 +306,33 @@ class GistConfig(RunConfig):
 class LensConfig(RunConfig):
     """``train lens``: counterfactual labels, then a LensNet on them.
 
-    ``interval``: tokens after a decision point that count. ``scale``: the unit of gains, in standard
-    deviations of the centred gain. ``ranking`` weighs the pairwise loss against the regression. ``wanted``: share of the blocks
-    that shall pass the allocator's threshold.
+    ``interval``: tokens after a decision point that count. ``blocks`` of a training item are labelled, over ``horizon`` tokens;
+    ``on_policy``: share of the items whose window is as ``policy`` leaves it (a LensNet's folder; None: the longest suffix
+    matches). ``labels``: where they are kept (None: ``output``). ``layers`` 0 trains the linear model alone. ``outlier``: gains
+    beyond so many standard deviations count as that large. ``ranking`` weighs the pairwise loss, ``neutrality`` the difference between
+    the mean score of a window and its mean gain. ``validation_seed`` is apart from ``seed``, so that several seeds are compared
+    on the same items.
     """
 
     base: Path
     gistnet: Path
     dataset: Path
+    labels: Path | None = None
     train_items: int = 400
     validation_items: int = 64
-    interval: int = 16
+    validation_seed: int = 1001
+    interval: int = 8
+    horizon: int = Field(default=128, ge=16)
+    blocks: int = Field(default=14, ge=1)
+    on_policy: float = Field(default=0.5, ge=0, le=1)
+    policy: Path | None = None
+    layers: int = Field(default=0, ge=0)
     hidden: int = 32
     batch: int = 64
-    ridge: float = 100.0
-    scale: float = 0.5
-    ranking: float = 0.1
-    wanted: float = Field(default=0.25, gt=0, le=0.5)
+    ridge: float = Field(default=3000.0, gt=0)
+    outlier: float = Field(default=6.0, gt=0)
+    ranking: float = Field(default=0.1, ge=0)
+    neutrality: float = Field(default=0.1, ge=0)
     windows: WindowsConfig = WindowsConfig()
 
 
