@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from megacontext.core import invariants
-from megacontext.engine.memory import Memory, PolicyName
+from megacontext.engine.memory import Memory
+from megacontext.engine.policies.table import PolicyName
 from megacontext.errors import UnknownReference
 
 POEM = "".join(f"The {n}th line of a poem about the sea, in which nothing happens.\n" for n in range(120))
