@@ -57,7 +57,8 @@ class Nothing:
 def arms_of(bundle: Bundle) -> dict[str, FocusPolicy]:
     """Every arm, by name."""
     assert bundle.lens is not None
-    scorer = Lens(bundle.lens, bundle.base)
+    lens = Lens(bundle.lens, bundle.base)
+    scorer = None if lens.centred else lens
     named: dict[str, FocusPolicy] = {"nothing": Nothing()}
     named |= {name: policy_named(name, bundle) for name in ("recency", "retrieval", "suffix", "lens", "hybrid")}
     return named | {name: Hybrid(scorer, config) for name, config in ABLATIONS.items()}
@@ -74,6 +75,17 @@ def files_of(blocks: Blocks) -> list[File]:
     return found
 
 
+class _Until:
+    """Prints what an item gave, and ends the run when its time is over."""
+
+    def __init__(self, minutes: float) -> None:
+        self._end = time.monotonic() + 60 * minutes
+
+    def __call__(self, number: int, nll: Mapping[str, float]) -> bool:
+        print(f"item {number}", " ".join(f"{name} {value:.3f}" for name, value in nll.items()), flush=True)
+        return time.monotonic() < self._end
+
+
 def main(argv: list[str] | None = None) -> int:
     """Returns 0."""
     parser = argparse.ArgumentParser(prog="python -m tools.bench_focus", description=(__doc__ or "").splitlines()[0])
@@ -83,6 +95,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--tokens", type=int, nargs="+", default=[65_536, 262_144], help="lengths of history")
     parser.add_argument("--items", type=int, default=LongHistoryConfig.items)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--minutes", type=float, default=60.0, help="of each length; then the items so far are all there are")
     parser.add_argument("--arms", nargs="*", default=[], help="only these; all unless told")
     args = parser.parse_args(argv)
     bundle = load_bundle(args.model)
@@ -101,7 +114,7 @@ def main(argv: list[str] | None = None) -> int:
             there = {record.source.split("/")[0] for record in snapshot.documents}
             items = draw([file for file in kept if f"text:{file.package}" in there], config)
             began = time.process_time()
-            outcome = measure(memory, items, arms, config, progress=lambda number: print(f"item {number}", flush=True))
+            outcome = measure(memory, items, arms, config, progress=_Until(args.minutes))
             spent = time.process_time() - began
             lengths.append({"tokens": snapshot.blocks * 32, "seconds": spent, **summary(outcome, "hybrid")})
     result = {"schema": 1, "kind": "focus", "environment": environment(), "config": asdict(config), "lengths": lengths}

@@ -1,4 +1,4 @@
-"""Write ``docs/poc_results.md`` with its curves, and ``docs/storage.md``, from result files and their templates.
+"""Write ``docs/poc_results.md`` with its curves, ``docs/storage.md`` and ``docs/focus.md`` from result files and templates.
 
     python -m tools.render_results            # write
     python -m tools.render_results --check    # fail if what is committed is not what the results give
@@ -23,7 +23,7 @@ from tools.report.template import render
 ROOT = Path(__file__).parent.parent
 RESULTS, PAGE, FIGURES = "benchmarks/results", "docs/poc_results.md", "docs/poc_results"
 TEMPLATE = "docs/poc_results.template.md"
-TEMPLATES = {PAGE: TEMPLATE, **{f"docs/{page}.md": f"docs/{page}.template.md" for page in ("performance", "storage")}}
+TEMPLATES = {PAGE: TEMPLATE, **{f"docs/{page}.md": f"docs/{page}.template.md" for page in ("performance", "storage", "focus")}}
 MARK = "<!-- Rendered from {results}: edit {template}, then run python -m tools.render_results. -->\n"
 
 

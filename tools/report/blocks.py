@@ -14,6 +14,7 @@ from megacontext.evaluation.storage_bench.tables import table_rows as storage_ro
 from megacontext.evaluation.tables import LABELS, difference_rows, quality_markdown
 from tools.report import experiments, plots, scaling, speed
 from tools.report.files import Result, Results
+from tools.report.focus import focus_lengths, suffix_table
 from tools.report.markdown import figure_text, table, with_interval
 from tools.report.targets import target_rows
 
@@ -23,7 +24,7 @@ RECOVERED = {
     "recency": ("as many raw tokens", plots.GREY),
 }
 
-OWN_PAGES = ("speed", "storage")
+OWN_PAGES = ("speed", "storage", "suffix", "focus")
 """Kinds of results that have a page of their own."""
 
 
@@ -65,6 +66,8 @@ class Blocks:
             "speed_ingest": speed.ingest,
             "speed_first_token": speed.first_token,
             "speed_roofline": speed.roofline,
+            "suffix_table": suffix_table,
+            "focus_lengths": focus_lengths,
             "sources": self.sources,
         }
 

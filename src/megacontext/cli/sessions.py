@@ -21,10 +21,12 @@ class Policy(StrEnum):
     """What decides what is read in detail."""
 
     auto = "auto"
+    hybrid = "hybrid"
     lens = "lens"
+    suffix = "suffix"
+    retrieval = "retrieval"
     recency = "recency"
     random = "random"
-    retrieval = "retrieval"
 
 
 Budget = Annotated[
@@ -39,8 +41,9 @@ Budget = Annotated[
 Focus = Annotated[
     Policy,
     typer.Option(
-        metavar="auto|lens|recency|random|retrieval",
-        help="What decides what is read in detail. auto: the LensNet if the model has one, else retrieval (BM25).",
+        metavar="auto|hybrid|lens|suffix|retrieval|recency|random",
+        help="What decides what is read in detail. hybrid: what the indexes point to strongly, anywhere in the memory; "
+        "suffix: where the last words stood before; retrieval: BM25. auto: hybrid if the model has a LensNet, else retrieval.",
     ),
 ]
 

@@ -25,7 +25,7 @@ def test_every_refocus_is_printed(cli: Cli, recording: Path) -> None:
     answer = cli("replay", recording)
     assert answer.code == 0
     assert answer.out.count("\nrefocus ") == sum(frame.kind == "refocus" for frame in replay(recording))
-    assert "policy lens" in answer.out and "unfinished block" in answer.out
+    assert "policy hybrid" in answer.out and "unfinished block" in answer.out
 
 
 def test_for_programs(cli: Cli, recording: Path) -> None:

@@ -126,7 +126,7 @@ def test_search(cli: Cli, memory: Path) -> None:
 
 def test_focus_changes_nothing_and_tells_all(cli: Cli, memory: Path) -> None:
     before = branches(cli, memory)
-    value = cli("-C", memory, "focus", "class Beta7:", "--budget", "400", "--json").json
+    value = cli("-C", memory, "focus", "class Beta7:", "--policy", "lens", "--budget", "400", "--json").json
     assert value["policy"] == "lens" and value["edits"]
     assert all({"edit", "score", "cost", "chosen", "reason"} <= each.keys() for each in value["edits"])
     assert value["after"]["cost"] <= value["after"]["budget"] == 400
@@ -167,10 +167,10 @@ def test_a_named_session_goes_on(cli: Cli, memory: Path) -> None:
     assert text.startswith("def alpha")
 
 
-@pytest.mark.parametrize("policy", ["auto", "lens", "recency", "random", "retrieval"])
+@pytest.mark.parametrize("policy", ["auto", "hybrid", "lens", "suffix", "retrieval", "recency", "random"])
 def test_every_policy(cli: Cli, memory: Path, policy: str) -> None:
     answer = cli("-C", memory, "generate", "class B", "--policy", policy, "--max-new-tokens", "4", "--json").json
-    assert answer["policy"] == ("lens" if policy == "auto" else policy)
+    assert answer["policy"] == ("hybrid" if policy == "auto" else policy)
 
 
 def test_a_plain_base_works_and_says_what_is_missing(cli: Cli, plain_base: Path, sources: Path) -> None:

@@ -106,7 +106,7 @@ def test_several_sessions_in_one_process_do_not_see_each_other(memory: Memory) -
         assert "only in a" not in memory.text_of_blocks(b.snapshot, 0, b.snapshot.blocks)
 
 
-@pytest.mark.parametrize("policy", ["auto", "lens", "recency", "random", "retrieval"])
+@pytest.mark.parametrize("policy", ["auto", "hybrid", "lens", "suffix", "recency", "random", "retrieval"])
 def test_every_policy_focuses_within_the_budget(memory: Memory, policy: str) -> None:
     with memory.session(budget=320, policy=policy) as session:  # type: ignore[arg-type]
         session.append("def function_40(a, b):\n    return a * 40 +")

@@ -163,3 +163,14 @@ def storage(open_ms: float = 5.0) -> dict[str, Any]:
         "records": [size, {"what": "open", "blocks": 1_000_000, "repeats": 60, **opened}],
         "summary": {"open_ms": open_ms, "size_ratio": 1.003},
     }
+
+
+def suffix(*, bytes_per_token: float) -> dict[str, Any]:
+    """A result of tools.bench_suffix with one length of history."""
+    record = {
+        **{"tokens": 1_000_000, "new_tokens": 1_000_000, "runs": 9, "bytes_per_token": bytes_per_token, "matches": 8.0},
+        **{"build_seconds": 0.5, "build_tokens_per_second": 2e6},
+        **{"find_us": {"p50": 150.0, "p99": 300.0}, "scan_us": {"p50": 9000.0, "p99": 9100.0}},
+    }
+    config = {"sizes": [1_000_000], "queries": 20, "each": 8}
+    return {"schema": 1, "kind": "suffix", "environment": ENVIRONMENT, "config": config, "records": [record], "summary": {}}

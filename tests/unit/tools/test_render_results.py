@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from result_files import capacity, quality, run, save, sized, storage
+from result_files import capacity, quality, run, save, sized, storage, suffix
 
 from megacontext.errors import ConfigError, DatasetError
 from tools.render_results import FIGURES, PAGE, TEMPLATE, TEMPLATES, main, render_pages
@@ -18,7 +18,7 @@ from tools.report.template import NOTE, PLACEHOLDER, render
 
 ROOT = Path(__file__).parents[3]
 LARGEST_FIGURE = 100_000
-STORAGE = "docs/storage.md"
+STORAGE, FOCUS = "docs/storage.md", "docs/focus.md"
 
 
 @pytest.fixture
@@ -36,6 +36,10 @@ def root(tmp_path: Path) -> Path:
     storage, found = re.subn(r"<!-- let: full = \S+ -->", "<!-- let: full = storage.disk -->", storage)
     assert found == 1
     (tmp_path / TEMPLATES[STORAGE]).write_text(storage)
+    focus = (ROOT / TEMPLATES[FOCUS]).read_text()
+    focus, found = re.subn(r"<!-- let: index = \S+ -->", "<!-- let: index = suffix.places -->", focus)
+    assert found == 1
+    (tmp_path / TEMPLATES[FOCUS]).write_text(focus)
     return tmp_path
 
 
@@ -80,7 +84,7 @@ def test_every_quality_result_is_a_row_of_the_comparison(root: Path) -> None:
 
 def test_without_results_nothing_is_claimed(root: Path) -> None:
     pages = render_pages(root)
-    assert list(pages) == [PAGE, STORAGE] and "|" not in pages[STORAGE].split("-->")[1] and "{{" not in pages[STORAGE]
+    assert list(pages) == list(TEMPLATES) and "|" not in pages[STORAGE].split("-->")[1] and "{{" not in pages[STORAGE]
     assert re.findall(r"^## .*", pages[PAGE], re.MULTILINE) == ["## Where the figures are from"]
     assert "|" not in pages[PAGE] and "{{" not in pages[PAGE]
 
@@ -112,6 +116,14 @@ def test_storage_has_a_page_of_its_own(root: Path) -> None:
     assert "| opening | ≤ 10 ms | 12.50 ms | **missed** |" in pages[STORAGE]
     assert "| open at 1,000,000 blocks | 12.5 ms | 20 ms | 5 ms | 0.1 ms | 0.2 ms | 125.00 |" in pages[STORAGE]
     assert "`disk.json`" in pages[STORAGE] and "disk.json" not in pages[PAGE]
+
+
+def test_focus_has_a_page_of_its_own(root: Path) -> None:
+    assert "bytes a token" not in render_pages(root)[FOCUS]
+    save(root, places=suffix(bytes_per_token=12.5))
+    pages = render_pages(root)
+    assert "| 1,000,000 | 9 | 12.5 | 2.0 | 150 / 300 | – | 9,000 |" in pages[FOCUS]
+    assert "places.json" not in pages[PAGE]
 
 
 def test_a_group_has_a_table_of_what_differs_and_a_curve(root: Path) -> None:

@@ -11,7 +11,7 @@ from megacontext.engine.policies.base import (
     no_searches,
     no_suffixes,
 )
-from megacontext.engine.policies.hybrid import BlockScorer, Hybrid, HybridConfig
+from megacontext.engine.policies.hybrid import BlockScorer, Evidence, Hybrid, HybridConfig
 from megacontext.engine.policies.random import Random
 from megacontext.engine.policies.recency import Recency
 from megacontext.engine.policies.retrieval import Retrieval
@@ -19,6 +19,7 @@ from megacontext.engine.policies.suffix import Suffix
 
 __all__ = [
     "BlockScorer",
+    "Evidence",
     "FocusPolicy",
     "FocusView",
     "Hybrid",

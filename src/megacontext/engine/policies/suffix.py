@@ -2,7 +2,7 @@
 
 The blocks in which the longest earlier occurrences of the newest tokens went on, found in the whole history by the suffix
 index (the strongest cheap rule on code). Direction: the longer the match, the higher, of equal ones the newer; what is raw
-without being such a block is let go.
+without being such a block, or of the document being written, is let go.
 """
 
 from __future__ import annotations
@@ -19,22 +19,26 @@ NEAR_END = 8
 
 
 class Suffix:
-    """Open where the newest tokens occurred before: ``each`` newest matches a length, of at least ``shortest`` tokens."""
+    """Open where the newest tokens occurred before: ``each`` newest matches a length, of at least ``shortest`` tokens (what
+    shorter ones point to costs more than it brings on long histories: docs/log.md, 2026-11-24)."""
 
     name = "suffix"
 
-    def __init__(self, *, each: int = 8, shortest: int = 2, release: float = 0.05) -> None:
+    def __init__(self, *, each: int = 8, shortest: int = 8, release: float = 0.06) -> None:
         self._each, self._shortest, self._release = each, shortest, release
 
     def score(self, view: FocusView) -> FocusScores:
         """See ``FocusPolicy.score``."""
         window = view.window
-        entries = np.where(window.lod == 0, -self._release, 0.0).astype(np.float32)
+        raw = np.flatnonzero(window.lod == 0)
+        other = raw[view.reader.documents_at(window.index[raw]) != view.document]
+        entries = np.zeros(len(window), dtype=np.float32)
+        entries[other] = -self._release
         blocks, gains = self._wanted(view)
         at = window.covering(blocks)
-        raw = (at >= 0) & (window.lod[at] == 0)
-        np.maximum.at(entries, at[raw], gains[raw])
-        return FocusScores(entries, Targets(blocks[~raw], gains[~raw]))
+        open_now = (at >= 0) & (window.lod[at] == 0)
+        np.maximum.at(entries, at[open_now], gains[open_now])
+        return FocusScores(entries, Targets(blocks[~open_now], gains[~open_now]))
 
     def _wanted(self, view: FocusView) -> tuple[IntArray, FloatArray]:
         """Blocks int64 [k], best first, and their scores float32 [k] in (0, 1]."""

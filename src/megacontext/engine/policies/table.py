@@ -25,13 +25,16 @@ def policy_named(name: str, bundle: Bundle) -> FocusPolicy:
     """
     if name not in POLICIES:
         raise ConfigError(f"no focus policy {name!r}: choose {', '.join(POLICIES)}")
-    if name in ("hybrid", "lens") and bundle.lens is None:
-        raise ConfigError(f"{bundle.name} has no LensNet: choose suffix, or train one with megacontext train lens")
+    if name == "lens" and bundle.lens is None:
+        raise ConfigError(f"{bundle.name} has no LensNet: choose hybrid, or train one with megacontext train lens")
     if name == "auto":
-        name = "lens" if bundle.lens is not None else "retrieval"
-    if bundle.lens is not None and name in ("hybrid", "lens"):
-        lens = Lens(bundle.lens, bundle.base)
-        return Hybrid(lens) if name == "hybrid" else lens
+        name = "hybrid" if bundle.lens is not None else "retrieval"
+    lens = Lens(bundle.lens, bundle.base) if bundle.lens is not None else None
+    if name == "lens" and lens is not None:
+        return lens
+    if name == "hybrid":
+        # Scores that only compare blocks of one moment do not say what any is worth.
+        return Hybrid(None if lens is None or lens.centred else lens)
     plain: dict[str, type[Suffix] | type[Retrieval] | type[Recency] | type[Random]] = {
         "suffix": Suffix,
         "retrieval": Retrieval,

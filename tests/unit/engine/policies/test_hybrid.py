@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from megacontext.core import EditHistory, WorkingContext
 from megacontext.engine.focus import FOCUS_DEFAULTS, refocus
-from megacontext.engine.policies import FocusPolicy, FocusView, Hybrid, HybridConfig, Searches, Suffix, no_search
+from megacontext.engine.policies import Evidence, FocusPolicy, FocusView, Hybrid, HybridConfig, Searches, Suffix, no_search
 from megacontext.engine.policies.suffix import went_on
 from megacontext.errors import ConfigError
 from megacontext.index import disposable
@@ -45,17 +45,6 @@ class Eager:
     def worth(self, view: FocusView, blocks: IntArray) -> IntArray:
         self.asked = blocks.tolist()
         return (1 + blocks / (1 + view.window.timeline.blocks)).astype(np.float32)
-
-
-class Suspicious(Eager):
-    """Wants nothing but one block."""
-
-    def __init__(self, block: int) -> None:
-        super().__init__()
-        self._block = block
-
-    def worth(self, view: FocusView, blocks: IntArray) -> IntArray:
-        return np.where(blocks == self._block, 1.0, -0.5).astype(np.float32)
 
 
 def write(root: Path, ids: np.ndarray) -> Repository:
@@ -123,16 +112,37 @@ def test_each_source_finds_the_planted_block(
 ) -> None:
     repository, ids = planted
     view = view_of(repository.snapshot(), repository.root, ids[37, query].astype(np.int64))
-    assert (37 in Hybrid(Eager(), config).candidates(view).tolist()) == finds
-    assert (37 in opened(view, Hybrid(Suspicious(37), config))) == finds
+    assert Hybrid(None, config).pointed(view)[0].tolist() == [37] * finds
+    assert opened(view, Hybrid(None, config)) == [37] * finds
 
 
 def test_a_match_may_end_a_few_tokens_back(planted: tuple[Repository, np.ndarray]) -> None:
     repository, ids = planted
-    query = np.append(ids[37, 8:14], [9999, 9998]).astype(np.int64)
+    query = np.append(ids[37, 8:18], [9999, 9998]).astype(np.int64)
     view = view_of(repository.snapshot(), repository.root, query)
-    assert 37 in Hybrid(Eager(), HybridConfig(words=0, skips=2)).candidates(view).tolist()
-    assert 37 not in Hybrid(Eager(), HybridConfig(words=0, skips=1)).candidates(view).tolist()
+    assert opened(view, Hybrid(None, HybridConfig(words=0, skips=2))) == [37]
+    assert opened(view, Hybrid(None, HybridConfig(words=0, skips=1))) == []
+
+
+def test_weak_evidence_opens_nothing(planted: tuple[Repository, np.ndarray]) -> None:
+    repository, ids = planted
+    query = np.append(np.arange(7000, 7010), ids[37, 8:15]).astype(np.int64)
+    view = view_of(repository.snapshot(), repository.root, query)
+    assert opened(view, Hybrid(None, HybridConfig(words=0))) == []
+    assert opened(view, Hybrid(None, HybridConfig(words=0, length=Evidence(bar=6, slope=0.4)))) == [37]
+    assert opened(view, Suffix()) == [] and opened(view, Suffix(shortest=7)) == [37]
+
+
+def test_what_nothing_points_to_any_more_is_let_go(planted: tuple[Repository, np.ndarray]) -> None:
+    repository, ids = planted
+    view = view_of(repository.snapshot(), repository.root, ids[37, 8:16].astype(np.int64))
+    first = refocus(view, Hybrid(), FOCUS_DEFAULTS, EditHistory(), unlimited=True)
+    assert 37 in first.after.index[first.after.lod == 0]
+    later = replace(view, window=first.after, query=np.arange(7000, 7010))
+    then = refocus(later, Hybrid(), FOCUS_DEFAULTS, first.history, unlimited=True)
+    assert 37 not in then.after.index[then.after.lod == 0]
+    again = refocus(replace(later, window=then.after), Hybrid(), FOCUS_DEFAULTS, then.history, unlimited=True)
+    assert len(again.after) < len(then.after)
 
 
 def test_gist_search_is_a_source_too(planted: tuple[Repository, np.ndarray]) -> None:
@@ -140,26 +150,28 @@ def test_gist_search_is_a_source_too(planted: tuple[Repository, np.ndarray]) -> 
     view = view_of(repository.snapshot(), repository.root, ids[37, 8:16].astype(np.int64))
     found = Searches(gists=lambda query, limit: (np.arange(limit) * 7, np.ones(limit, np.float32)))
     view = replace(view, searches=found)
-    assert Hybrid(Eager(), HybridConfig(gists=5)).candidates(view).tolist() == [0, 7, 14, 21, 28]
-    assert not len(Hybrid(Eager()).candidates(replace(view, searches=Searches(words=no_search))))
+    assert Hybrid(None, HybridConfig(gists=5)).pointed(view)[0].tolist() == [0, 7, 14, 21, 28]
+    assert not len(Hybrid().pointed(replace(view, searches=Searches(words=no_search)))[0])
 
 
 def test_entries_and_candidates_are_scored_together(planted: tuple[Repository, np.ndarray]) -> None:
     repository, ids = planted
     view = view_of(repository.snapshot(), repository.root, ids[37, 8:16].astype(np.int64))
     scorer = Eager()
-    scores = Hybrid(scorer, centred=False).score(view)
+    scores = Hybrid(scorer).score(view)
     window = view.window
     near = window.lod <= 1
-    assert scorer.asked[: near.sum()] == window.index[near].tolist() and 37 in scorer.asked[near.sum() :]
-    assert (scores.entries[near] >= 1).all() and not scores.entries[~near].any()
-    assert scores.targets is not None and 37 in scores.targets.block.tolist()
-    config = HybridConfig()
-    assert len(scores.targets.block) <= config.suffixes + config.words
+    assert scorer.asked == [*window.index[near].tolist(), 37]
+    # Nothing of the history is of the document being written: all of it costs a little.
+    assert (scores.entries[near] > 0.9).all() and not scores.entries[~near].any()
+    assert scores.targets is not None and scores.targets.block.tolist() == [37]
+    alone = Hybrid().score(view)
+    assert alone.targets is not None and scores.targets.gain[0] > alone.targets.gain[0] > 0
+    assert (alone.entries[near] == np.float32(-HybridConfig().cost)).all()
 
 
 def test_settings_are_checked() -> None:
-    for wrong in ({"words": -1}, {"each": 0}, {"skips": -2}, {"shortest": 0}):
+    for wrong in ({"words": -1}, {"each": 0}, {"skips": -2}, {"word_tokens": 0}):
         with pytest.raises(ConfigError):
             HybridConfig(**wrong)
 
@@ -177,6 +189,7 @@ def test_what_is_denied_is_never_proposed_and_makes_no_difference(seed: int, spa
     for start, length in spans:
         denied[start : start + length] = True
     query = rng.integers(0, 40, 12).astype(np.int64)
+    config = HybridConfig(length=Evidence(bar=0, slope=1), bm25=Evidence(bar=0, slope=1))
     canary = np.resize(query, (240, 32)).astype(np.uint32)
     found = []
     with tempfile.TemporaryDirectory() as folder:
@@ -190,7 +203,7 @@ def test_what_is_denied_is_never_proposed_and_makes_no_difference(seed: int, spa
             if not snapshot.timeline().present(0, 240).size:
                 return
             view = view_of(snapshot, repository.root, query, budget=1400)
-            policies: list[FocusPolicy] = [Suffix(shortest=1), Hybrid(Eager(), HybridConfig(shortest=1, shortest_skipped=1))]
+            policies: list[FocusPolicy] = [Suffix(shortest=1), Hybrid(Eager(), config)]
             steps = [refocus(view, policy, FOCUS_DEFAULTS, EditHistory(), unlimited=True) for policy in policies]
             for step in steps:
                 targets = step.scores.targets
