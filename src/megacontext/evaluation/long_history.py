@@ -121,9 +121,10 @@ def measure(
     arms: Mapping[str, FocusPolicy],
     config: LongHistoryConfig,
     *,
-    progress: Callable[[int], None] = lambda _: None,
+    progress: Callable[[int, Mapping[str, float]], bool] = lambda _, __: True,
 ) -> Outcome:
-    """Score every item behind the window of every arm, and behind the newest raw tokens."""
+    """Score every item behind the window of every arm, and behind the newest raw tokens. ``progress`` is told the number of
+    the item just done and its NLL by arm; where it returns False, the items so far are all there are."""
     nll: dict[str, list[FloatArray]] = {name: [] for name in (*arms, RECENT)}
     spent: dict[str, list[float]] = {name: [] for name in arms}
     deep: dict[str, list[int]] = {name: [] for name in arms}
@@ -137,7 +138,9 @@ def measure(
                 deep[name].append(cost.deep)
         for name, made in chunks.items():
             nll[name].append(np.concatenate(scorer(made)))
-        progress(number)
+        if not progress(number, {name: float(rows[-1].mean()) for name, rows in nll.items()}):
+            items = items[: number + 1]
+            break
     return Outcome(
         nll={name: np.stack(rows) for name, rows in nll.items()},
         refocus_ms={name: float(np.median(values)) for name, values in spent.items()},
