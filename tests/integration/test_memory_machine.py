@@ -178,10 +178,16 @@ class MemoryMachine(RuleBasedStateMachine):
 
     @rule(crash=CRASH)
     def revert(self, crash: int) -> None:
-        """The last commit of the branch is undone, if it is known what was before it."""
+        """The last commit of the branch is undone, and nothing that only its journal holds."""
         commit = self.opened.repository.commit()
-        if len(commit.parents) == 1 and commit.parents[0] in self.past:
-            self.change(lambda: self.opened.revert(self.here), self.past[commit.parents[0]], crash)
+        if len(commit.parents) != 1 or commit.parents[0] not in self.past:
+            return
+        before, done = self.past[commit.parents[0]], self.past[self.opened.repository.resolve()]
+        changed = {name for name in before.keys() | done.keys() if before.get(name) != done.get(name)}
+        if all(self.now.get(name) == done.get(name) for name in changed):
+            kept = {name: text for name, text in self.now.items() if name not in changed}
+            after = kept | {name: before[name] for name in changed & before.keys()}
+            self.change(lambda: self.opened.revert(self.here), after, crash)
 
     @rule(crash=CRASH)
     def move_house(self, crash: int) -> None:
