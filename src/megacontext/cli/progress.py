@@ -56,6 +56,20 @@ def byte_progress(verb: str) -> Iterator[Callable[[int, int], None]]:
         yield lambda done, total: progress.update(task, completed=done, total=total)
 
 
+@contextmanager
+def count_progress(verb: str, things: str) -> Iterator[Callable[[int, int], None]]:
+    """What draws how many things of how many are done, once there is one to do."""
+    if not sys.stderr.isatty():
+        yield lambda done, total: None
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn(things), TimeRemainingColumn())
+    with Progress(*columns, console=output.stderr(), transient=True) as progress:
+        task = progress.add_task(verb, total=None, visible=False)
+        yield lambda done, total: progress.update(task, completed=done, total=total, visible=True)
+
+
 class _IngestBar:
     def __init__(self, progress: Progress, verb: str) -> None:
         self._progress = progress

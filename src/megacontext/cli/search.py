@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from megacontext.cli import output, place
+from megacontext.cli.progress import count_progress
 from megacontext.cli.text import beginning, given_text, moment
 from megacontext.cli.verb import Call, quiet_loading
 from megacontext.errors import InvalidInput
@@ -60,6 +61,8 @@ def search(
         quiet_loading(memory.model)
     if mode is Mode.HYBRID and memory.models.gists is None:
         output.warning(f"note: {memory.model} has no GistNet: the ranking is made of text and tokens only")
+    with count_progress("indexing", "segments") as progress:
+        memory.prepare(mode.value, at, progress)
     hits = memory.search(text, limit, at, mode=mode.value, source=source, tags=tag or (), since=times[0], until=times[1])
     call.show({"query": text, "mode": mode.value, "hits": [hit.to_json() for hit in hits]}, lambda: _print(hits))
 

@@ -12,6 +12,7 @@ from megacontext.cli.verb import Call
 
 if TYPE_CHECKING:
     from megacontext.engine.status import Status
+    from megacontext.storage.underway import UnderWay
 
 
 def status(
@@ -23,7 +24,8 @@ def status(
     """Show what the memory holds: documents, tokens, and the tree over them.
 
     The tree has levels of detail (LOD): a LOD1 node stands for a block of 32 tokens, a LOD2 node for 1,024, a LOD3
-    node for 32,768, and so on.
+    node for 32,768, and so on. A document is there once it is complete; one that is still being written, or was
+    interrupted, is named with how far it is.
     """
     now = call.memory().status(at)
     call.show(now.to_json(), lambda: _print(now))
@@ -45,5 +47,15 @@ def _print(now: Status) -> None:
             ),
             ("levels", levels),
             ("gists", gists),
+            *([("under way", _far(now.under_way))] if now.under_way else []),
         ]
     )
+
+
+def _far(document: UnderWay) -> str:
+    """How far an unfinished document is."""
+    far = output.many(document.blocks, "block")
+    if document.chars and document.chars_done >= 0:
+        far = f"{document.chars_done / document.chars:.0%} of {document.chars:,} characters, {far}"
+    end = "is being written" if document.writing else "was interrupted: the same add goes on with it"
+    return f"{document.source} ({far}) {end}"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -276,14 +277,30 @@ class Memory(Searching):
 
         ``budget`` is W_max in entries (default: 1,024 or what the base model can hold).
         """
-        from megacontext.engine.policies.table import policy_named
-        from megacontext.engine.regist import check_layer
-        from megacontext.engine.searches import searches_of
-        from megacontext.engine.session import Session, SessionConfig
+        from megacontext.engine.budgets import sized, telling_smallest
+        from megacontext.engine.session import SessionConfig
 
         bundle = self.bundle
         size = budget if budget is not None else min(SessionConfig.budget, bundle.base.context_length)
-        settings = config or SessionConfig(budget=size, recent=min(SessionConfig.recent, size // 4))
+        vectors = bundle.gists.vectors if bundle.gists is not None else 1
+        telling = telling_smallest(size, self.snapshot().timeline(), vectors, bundle.base.context_length)
+        with telling if config is None else nullcontext():
+            return self._session(bundle, config or sized(size), name, policy, positions, listener)
+
+    def _session(
+        self,
+        bundle: Bundle,
+        settings: SessionConfig,
+        name: str | None,
+        policy: PolicyName | FocusPolicy,
+        positions: PositionStrategy | None,
+        listener: Listener,
+    ) -> Session:
+        from megacontext.engine.policies.table import policy_named
+        from megacontext.engine.regist import check_layer
+        from megacontext.engine.searches import searches_of
+        from megacontext.engine.session import Session
+
         chosen = policy_named(policy, bundle) if isinstance(policy, str) else policy
         branch = SESSIONS + (name or secrets.token_hex(4))
         if branch not in self.repository.branches():

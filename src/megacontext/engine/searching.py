@@ -16,7 +16,7 @@ import numpy as np
 
 from megacontext.engine.layered import Layered
 from megacontext.errors import ConfigError
-from megacontext.index.disposable import Keep
+from megacontext.index.disposable import Keep, Progress, silent
 from megacontext.index.filters import Filters, both
 from megacontext.index.fulltext import NOTHING, FullTextIndex, Hits
 from megacontext.index.fusion import fused
@@ -55,6 +55,13 @@ class Searching(Layered):
     @abstractmethod
     def text_of_blocks(self, snapshot: Snapshot, start: int, stop: int) -> str:
         """The text of blocks ``start:stop``."""
+
+    def prepare(self, mode: SearchMode, reference: str | None = None, progress: Progress = silent) -> None:
+        """Brings the derived indexes that a search needs up to date, slow the first time; ``search`` does so too."""
+        snapshot = self.snapshot(reference)
+        for needed, index in (("text", self.text_index), ("tokens", self.index)):
+            if mode in (needed, "hybrid"):
+                index.ensure(snapshot, progress)
 
     def search(
         self,

@@ -8,6 +8,7 @@ from typing import Any
 
 from megacontext.core import BLOCK
 from megacontext.storage import Repository, Snapshot
+from megacontext.storage.underway import UnderWay
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +34,8 @@ class LayerStatus:
 @dataclass(frozen=True, kw_only=True)
 class Status:
     """``documents`` are the live ones, with ``tokens`` real tokens; ``dead`` of the ``blocks`` belonged to others. ``levels``
-    maps each LOD to its complete nodes; ``layers`` are the gists that lie over them."""
+    maps each LOD to its complete nodes; ``layers`` are the gists that lie over them; ``under_way`` is a document that is not
+    finished, and in none of these numbers."""
 
     path: str
     branch: str
@@ -45,11 +47,13 @@ class Status:
     levels: Mapping[int, int]
     layers: tuple[LayerStatus, ...]
     model: str
+    under_way: UnderWay | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The same as plain data."""
+        way = asdict(self.under_way) if self.under_way else None
         levels = {str(lod): count for lod, count in self.levels.items()}
-        return {**self.__dict__, "levels": levels, "layers": [each.to_json() for each in self.layers]}
+        return {**self.__dict__, "levels": levels, "layers": [each.to_json() for each in self.layers], "under_way": way}
 
 
 def status_of(repository: Repository, model: str, reference: str | None = None) -> Status:
@@ -67,6 +71,7 @@ def status_of(repository: Repository, model: str, reference: str | None = None) 
         levels={0: snapshot.cursor} | _levels(snapshot.blocks),
         layers=layers_of(snapshot),
         model=model,
+        under_way=repository.under_way(reference),
     )
 
 

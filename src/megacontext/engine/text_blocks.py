@@ -1,12 +1,16 @@
 """From a text to blocks of token ids, with where in the text each block starts.
 
-Long texts are tokenized in pieces, cut where a line begins, so that memory stays bounded; where they are cut depends on
-the text alone. What looks like a special token in a text is text.
+Long texts are tokenized in pieces, so that memory stays bounded; where they are cut depends on text and tokenizer alone. A
+piece ends where a line ends; within a line that is longer than a piece, before a space or between two kinds of letters, where
+the tokens of the text around there are those of both sides: there they are the tokens of the whole. A line in which there is
+no such place, with no white space in it, say, is cut as it comes: the tokens beside the cut may be others, and the text comes
+back all the same. What looks like a special token in a text is text.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import islice
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,9 +23,12 @@ U8 = NDArray[np.uint8]
 U32 = NDArray[np.uint32]
 I64 = NDArray[np.int64]
 
-PIECE_CHARS = 2**20
+PIECE_CHARS = 2**18
 # How far before the end of a piece a good place to cut is looked for.
 SEARCH_CHARS = 2**16
+# Of so many places within a line it is asked whether the text may be cut there, by this much text before and after each.
+TRIED_SEAMS = 64
+AROUND_CHARS = 256
 UNKNOWN = -1
 
 
@@ -67,7 +74,7 @@ class TextCutter:
         rest = _Rest(np.zeros(0, np.uint32), np.zeros(0, np.int64), np.zeros(0, np.int64))
         at, line, exact = 0, 1, True
         while at < len(text):
-            stop = _cut(text, at, self._piece_chars)
+            stop = self._cut(text, at)
             piece = text[at:stop]
             ids, starts = self._encode(piece, first=-len(rest.ids) % BLOCK)
             exact = exact and self._decoded(ids) == piece and (self._joins or len(piece) == len(text))
@@ -81,6 +88,20 @@ class TextCutter:
         if self._end and len(rest.ids) % BLOCK == 0:
             rest = rest.then(np.zeros(0, np.uint32), np.array([at]), np.array([line]))
         yield rest.then(np.array(self._end, np.uint32)).filled(self.filling, at, exact)
+
+    def _cut(self, text: str, start: int) -> int:
+        """Where the piece that starts at `start` ends."""
+        stop = start + self._piece_chars
+        if stop >= len(text):
+            return len(text)
+        if (at := _line_end(text, start, stop)) >= 0:
+            return at
+        for at in islice(_seams(text, max(start + 1, stop - SEARCH_CHARS), stop), TRIED_SEAMS):
+            before, after = text[max(start, at - AROUND_CHARS) : at], text[at : at + AROUND_CHARS]
+            whole, parts = self._encode(before + after)[0], [self._encode(part)[0] for part in (before, after)]
+            if np.array_equal(whole, np.concatenate(parts)):
+                return at
+        return stop
 
     def _encode(self, text: str, first: int = 0) -> tuple[U32, I64]:
         """Token ids, and the characters at which tokens `first`, `first` + 32, … start (-1: not known)."""
@@ -134,14 +155,21 @@ class _Rest(NamedTuple):
         return blocks
 
 
-def _cut(text: str, start: int, size: int) -> int:
-    """Where the piece that starts at `start` ends: before the last line break behind a letter or digit, since what
-    tokenizers join there differs, or else at `size` characters."""
-    stop = start + size
-    if stop >= len(text):
-        return len(text)
+def _line_end(text: str, start: int, stop: int) -> int:
+    """The last line break before `stop` behind a letter or digit, since what tokenizers join there differs; -1: none near."""
     at = stop
     while (at := text.rfind("\n", max(start + 1, stop - SEARCH_CHARS), at)) > 0:
         if text[at - 1].isalnum():
             return at
-    return stop
+    return -1
+
+
+def _seams(text: str, start: int, stop: int) -> Iterator[int]:
+    """Places where words may part, from `stop` back to `start`: before spaces first, then where kinds of characters change."""
+    at = stop
+    while (at := text.rfind(" ", start, at)) > 0:
+        if text[at - 1].isalnum():
+            yield at
+    for at in range(stop, max(start, stop - AROUND_CHARS), -1):
+        if text[at - 1].isalnum() != text[at].isalnum():
+            yield at

@@ -23,6 +23,14 @@ Bool = NDArray[np.bool_]
 # Which of some blocks (or rows), int64 [k], may be found: bool [k].
 Keep = Callable[[I64], Bool]
 
+# Told how many segments of those that are missing are indexed.
+Progress = Callable[[int, int], None]
+
+
+def silent(done: int, total: int) -> None:
+    """Nobody watches."""
+
+
 log = logging.getLogger(__name__)
 
 FOLDER = "index"

@@ -28,7 +28,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from megacontext.errors import ConfigError
 from megacontext.index.bm25 import F64, I64, U32, Bm25Config, block_counts, inverse_frequency, scores
-from megacontext.index.disposable import FOLDER, Bool, DisposableFile, Keep
+from megacontext.index.disposable import FOLDER, Bool, DisposableFile, Keep, Progress, silent
 from megacontext.index.inverted import InvertedFile, SegmentRows, TermCounts
 from megacontext.storage.snapshot import Snapshot
 
@@ -86,9 +86,9 @@ class FullTextIndex:
         self._dead_spans: OrderedDict[tuple[str, tuple[tuple[int, int], ...]], TermCounts] = OrderedDict()
         self._disposable = DisposableFile(self.path, InvertedFile, self._layouts.clear)
 
-    def ensure(self, snapshot: Snapshot) -> None:
+    def ensure(self, snapshot: Snapshot, progress: Progress = silent) -> None:
         """Indexes the sealed segments of a snapshot that are not indexed yet; `search` does so too."""
-        self._disposable.using(lambda file: self._layout(file, snapshot))
+        self._disposable.using(lambda file: self._layout(file, snapshot, progress))
 
     def search(
         self,
@@ -193,13 +193,13 @@ class FullTextIndex:
                     self._dead_spans.popitem(last=False)
             yield self._dead_spans[key]
 
-    def _layout(self, file: InvertedFile, snapshot: Snapshot) -> _Layout:
+    def _layout(self, file: InvertedFile, snapshot: Snapshot, progress: Progress = silent) -> _Layout:
         key = snapshot.key
         layout = self._layouts.get(key)
         if layout is None:
             names = snapshot.segments()
             size = snapshot.sealed_blocks // max(len(names), 1)
-            rows = file.add(names, size, snapshot.shown)
+            rows = file.add(names, size, snapshot.shown, progress)
             if np.any(rows.blocks != size):
                 raise sqlite3.DatabaseError("a segment was indexed with another length")
             layout = _Layout(rows, np.arange(len(names), dtype=np.int64) * size, file.counts(names))

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 
 from megacontext.index.bm25 import I64, U8, U32, real_tokens
-from megacontext.index.disposable import Keep, connect, newest, transaction
+from megacontext.index.disposable import Keep, Progress, connect, newest, silent, transaction
 from megacontext.storage.hashing import digest
 
 VERSION = 1
@@ -112,15 +112,16 @@ class InvertedFile:
         """Closes the file."""
         self._db.close()
 
-    def add(self, names: Sequence[str], segment_blocks: int, read: ReadBlocks) -> SegmentRows:
+    def add(self, names: Sequence[str], segment_blocks: int, read: ReadBlocks, progress: Progress = silent) -> SegmentRows:
         """Indexes those segments of a timeline that are missing, each in a transaction of its own, so that work
         goes on where it stopped. Returns the rows of all."""
         known = self._known(names)
-        for number, name in enumerate(names):
-            if name not in known:
-                start = number * segment_blocks
-                ids, fill = read(start, start + segment_blocks)
-                known[name] = self._insert(name, ids, fill)
+        missing = [number for number, name in enumerate(names) if name not in known]
+        for done, number in enumerate(missing):
+            progress(done, len(missing))
+            start = number * segment_blocks
+            ids, fill = read(start, start + segment_blocks)
+            known[names[number]] = self._insert(names[number], ids, fill)
         rows = np.array([known[name] for name in names], np.int64).reshape(-1, 2)
         return SegmentRows(rows[:, 0], rows[:, 1])
 

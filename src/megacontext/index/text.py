@@ -26,7 +26,7 @@ import numpy as np
 
 from megacontext.errors import ConfigError
 from megacontext.index.bm25 import F64, I64, Bm25Config, inverse_frequency
-from megacontext.index.disposable import FOLDER, Bool, DisposableFile, Keep
+from megacontext.index.disposable import FOLDER, Bool, DisposableFile, Keep, Progress, silent
 from megacontext.index.fulltext import KEEP_LAYOUTS, NOTHING, Hits, best, visible
 from megacontext.index.passages import Decode, Term, occurrences, own_texts, passages, terms_of
 from megacontext.index.trigrams import TrigramFile
@@ -66,9 +66,9 @@ class TextIndex:
         self._first_rows: OrderedDict[str, I64] = OrderedDict()
         self._disposable = DisposableFile(self.path, TrigramFile, self._first_rows.clear)
 
-    def ensure(self, snapshot: Snapshot) -> None:
+    def ensure(self, snapshot: Snapshot, progress: Progress = silent) -> None:
         """Indexes the sealed segments of a snapshot that are not indexed yet; `search` does so too."""
-        self._disposable.using(lambda file: self._layout(file, snapshot))
+        self._disposable.using(lambda file: self._layout(file, snapshot, progress))
 
     def search(
         self, snapshot: Snapshot, query: str, limit: int, before_block: int | None = None, allowed: Keep | None = None
@@ -123,14 +123,14 @@ class TextIndex:
         found = [_newest(file, first_rows, size, each, room, stop, keep) for each, room in wanted]
         return np.concatenate(found)
 
-    def _layout(self, file: TrigramFile, snapshot: Snapshot) -> I64:
+    def _layout(self, file: TrigramFile, snapshot: Snapshot, progress: Progress = silent) -> I64:
         """The first row of each piece of the timeline; indexes what is missing."""
         key = snapshot.key
         rows = self._first_rows.get(key)
         if rows is None:
             names = snapshot.segments()
             size = snapshot.sealed_blocks // max(len(names), 1)
-            rows = file.add(names, size + 1, lambda number: self._piece(snapshot, number, size))
+            rows = file.add(names, size + 1, lambda number: self._piece(snapshot, number, size), progress)
             self._compare(file, snapshot, rows, size)
             self._first_rows[key] = rows
             if len(self._first_rows) > KEEP_LAYOUTS:

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from megacontext.index.bm25 import I64
-from megacontext.index.disposable import Keep, connect, newest, transaction
+from megacontext.index.disposable import Keep, Progress, connect, newest, silent, transaction
 
 VERSION = 1
 # More trigrams of a long text narrow it down no further, or hardly.
@@ -52,14 +52,15 @@ class TrigramFile:
         """Closes the file."""
         self._db.close()
 
-    def add(self, segments: Sequence[str], rows: int, read: ReadPiece) -> I64:
+    def add(self, segments: Sequence[str], rows: int, read: ReadPiece, progress: Progress = silent) -> I64:
         """Indexes those pieces of a timeline that are missing, each of `rows` rows and in a transaction of its own, so
         that work goes on where it stopped. Returns the first row of each piece, int64 [s]."""
         names = [f"{before}>{name}" for before, name in zip(["", *segments], segments, strict=False)]
         known = self._known(names)
-        for number, name in enumerate(names):
-            if name not in known:
-                known[name] = self._insert(name, read(number))
+        missing = [number for number, name in enumerate(names) if name not in known]
+        for done, number in enumerate(missing):
+            progress(done, len(missing))
+            known[names[number]] = self._insert(names[number], read(number))
         if any(count != rows for _, count in known.values()):
             raise sqlite3.DatabaseError("a segment was indexed with another length")
         return np.array([known[name][0] for name in names], np.int64)

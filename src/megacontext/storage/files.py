@@ -197,6 +197,16 @@ class FileLock:
             self.release()
             raise
 
+    def taken(self) -> bool:
+        """Whether somebody has the lock for himself; lets go of it, too."""
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        finally:
+            self.release()
+        return False
+
     def share(self) -> None:
         """Takes the lock together with others who share it, waiting for whoever has it alone."""
         fcntl.flock(self._descriptor, fcntl.LOCK_SH)

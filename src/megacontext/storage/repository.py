@@ -46,6 +46,7 @@ from megacontext.storage.snapshot import Snapshot
 from megacontext.storage.state import Base, BranchState, journal_spec
 from megacontext.storage.stubs import Stubs
 from megacontext.storage.transaction import Transaction
+from megacontext.storage.underway import UnderWay, under_way
 from megacontext.storage.whole import ArchiveReader, WholeStore
 from megacontext.storage.writer import BranchWriter
 
@@ -205,6 +206,13 @@ class Repository:
         if self.refs.read(BRANCHES, name) is not None:
             return self._view(self._branch_state(name))
         return self._view(self._load(self.resolve(name), None))
+
+    def under_way(self, branch: str | None = None) -> UnderWay | None:
+        """The unfinished document of a branch; None where there is none, or for a reader that is denied anything."""
+        name = self.head if branch is None or branch in HEAD else branch
+        if self.deny or self.refs.read(BRANCHES, name) is None:
+            return None
+        return under_way(self._branch_state(name), self._place.lock(name))
 
     def changes(self, before: str | None, after: str) -> list[Change]:
         """What became of the documents between two commits (by name; None: an empty memory), by source. Reads the records

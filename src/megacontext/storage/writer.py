@@ -89,12 +89,14 @@ class BranchWriter(BranchHold):
         labels: Sequence[str] = (),
         ingested_at: float | None = None,
         open: bool = False,
+        chars: int = 0,
     ) -> Resumed:
         """Begins a document, or resumes one.
 
         A document is invisible until `end_document`. If a crash left it unfinished, beginning it again with the same
         source and text hash resumes it, and any other begin drops it. With `open` it is a conversation: visible at
-        once, written by `append_tokens`, and continued by beginning the same source again, also after a commit.
+        once, written by `append_tokens`, and continued by beginning the same source again, also after a commit. `chars`, how
+        long its text will be, tells who watches how far it is.
         """
         begun = DocumentRecord(
             ordinal=0,
@@ -106,6 +108,7 @@ class BranchWriter(BranchHold):
             tags=tuple(tags),
             labels=checked_names(labels),
             open=open,
+            chars=chars,
         )
         active = self._state.active
         if active and _same(active.begun, begun) and (open or active is self._left_over):

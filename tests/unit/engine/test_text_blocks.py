@@ -59,6 +59,39 @@ def test_pieces_end_before_line_breaks() -> None:
         assert text[part.chars_done] == "\n" and text[part.chars_done - 1].isalnum()
 
 
+def wordy_tokenizer() -> PreTrainedTokenizerFast:
+    """Joins letters within words, as byte-level BPE does: a cut within one gives other tokens."""
+    letters = [chr(n) for n in range(33, 127)]
+    core = Tokenizer(
+        models.BPE(
+            {token: at for at, token in enumerate([*letters, "Ġ", "Ċ", "ab", "Ġab", "abab"])},
+            [("a", "b"), ("Ġ", "ab"), ("ab", "ab")],
+        )
+    )
+    core.pre_tokenizer, core.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=core)
+
+
+@settings(max_examples=40, deadline=None)
+@given(words=st.lists(st.sampled_from(["ab", "abab", "b", "a.b", "ab1"]), min_size=20, max_size=80), piece=st.integers(20, 60))
+def test_a_long_line_is_cut_where_the_tokens_are_those_of_the_whole(words: list[str], piece: int) -> None:
+    tokenizer, text = wordy_tokenizer(), " ".join(words)
+    parts = list(TextCutter(tokenizer, piece_chars=piece).cut(text))
+    assert len(parts) >= len(text) // piece
+    blocks = joined(parts)
+    np.testing.assert_array_equal(blocks.ids, joined(list(TextCutter(tokenizer).cut(text))).ids)
+    assert blocks.exact and all(part.chars_done == len(text) or text[part.chars_done] == " " for part in parts)
+
+
+@pytest.mark.parametrize("text", ["ab" * 500, "abab" * 300 + "b"])
+def test_a_line_without_a_place_to_cut_comes_back_all_the_same(text: str) -> None:
+    tokenizer = wordy_tokenizer()
+    parts = list(TextCutter(tokenizer, piece_chars=99).cut(text))
+    assert [part.chars_done for part in parts[:-1]] == list(range(99, len(text), 99))
+    blocks = joined(parts)
+    assert blocks.exact and tokenizer.decode(blocks.ids[np.arange(32) < blocks.fill[:, None]].tolist()) == text
+
+
 def test_special_tokens_in_a_text_are_text() -> None:
     (blocks,) = TextCutter(TOKENIZER).cut("a<eos><pad>b")
     assert blocks.ids[0, : blocks.fill[0]].tolist().count(EOS) == 1 and blocks.exact
