@@ -99,7 +99,7 @@ def is_free(memory: Memory, session: Session) -> bool:
 prompts = st.lists(st.sampled_from(["def function_3(", "return a * ", TEXT[200:500], "x", TEXT[:90]]), min_size=2, max_size=4)
 
 
-@settings(max_examples=8, phases=[Phase.explicit, Phase.reuse, Phase.generate])
+@settings(max_examples=4, phases=[Phase.explicit, Phase.reuse, Phase.generate])
 @given(
     kind=st.sampled_from(KINDS),
     texts=prompts,
