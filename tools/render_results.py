@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from megacontext.errors import MegaContextError
-from tools.report import scaling
+from tools.report import scaling, walkthrough
 from tools.report.blocks import Blocks
 from tools.report.files import Results, load_results
 from tools.report.template import render
@@ -56,7 +56,7 @@ def render_pages(root: Path) -> dict[str, str]:
     """Path below ``root`` → text, of the pages and their curves. DatasetError and ConfigError say what cannot be used."""
     results = load_results(root / RESULTS)
     blocks = Blocks(results=results)
-    data, pages = template_data(results), {}
+    data, pages = template_data(results) | {"session": walkthrough.load_sessions(root / RESULTS)}, {}
     for page, template in TEMPLATES.items():
         text = render((root / template).read_text(encoding="utf-8"), data, blocks.by_name())
         pages[page] = MARK.format(results=RESULTS, template=template) + text

@@ -8,11 +8,12 @@ from typing import Any
 
 from megacontext.cli.bench_capacity import LABELS as CAPACITY_LABELS
 from megacontext.errors import ConfigError
+from megacontext.evaluation.recall_bench.tables import RAW_COLUMNS, memory_table, raw_rows
 from megacontext.evaluation.storage_bench.tables import COLUMNS as STORAGE_COLUMNS
 from megacontext.evaluation.storage_bench.tables import summary_rows as storage_summary
 from megacontext.evaluation.storage_bench.tables import table_rows as storage_rows
 from megacontext.evaluation.tables import LABELS, difference_rows, quality_markdown
-from tools.report import experiments, plots, scaling, speed
+from tools.report import experiments, plots, scaling, speed, walkthrough
 from tools.report.files import Result, Results
 from tools.report.focus import focus_lengths, suffix_table
 from tools.report.markdown import figure_text, table, with_interval
@@ -24,7 +25,7 @@ RECOVERED = {
     "recency": ("as many raw tokens", plots.GREY),
 }
 
-OWN_PAGES = ("speed", "storage", "suffix", "focus")
+OWN_PAGES = ("speed", "storage", "suffix", "focus", "reuse")
 """Kinds of results that have a page of their own."""
 
 
@@ -56,6 +57,13 @@ class Blocks:
             "scaling_plot": self.scaling_plot,
             "storage_table": storage_table,
             "storage_aims": storage_aims,
+            "suffix_table": suffix_table,
+            "focus_lengths": focus_lengths,
+            "session_steps": walkthrough.steps_table,
+            "session_strips": self.session_strips,
+            "session_spent": self.session_spent,
+            "recall_raw": recall_raw,
+            "recall_memory": recall_memory,
             "speed_aims": speed.aims,
             "speed_load": speed.load,
             "speed_decode": speed.decode,
@@ -66,8 +74,6 @@ class Blocks:
             "speed_ingest": speed.ingest,
             "speed_first_token": speed.first_token,
             "speed_roofline": speed.roofline,
-            "suffix_table": suffix_table,
-            "focus_lengths": focus_lengths,
             "sources": self.sources,
         }
 
@@ -212,6 +218,14 @@ class Blocks:
         names = [("runs/" if kind == "run" else "") + name for kind, named in chosen.items() for name in named]
         return ", ".join(f"`{name}.json`" for name in sorted(names))
 
+    def session_strips(self, session: Mapping[str, Any]) -> str:
+        """The window of a recorded session after every refocus."""
+        return self._plot("session-strips", "How a session's window was spent after every refocus", walkthrough.strips(session))
+
+    def session_spent(self, session: Mapping[str, Any]) -> str:
+        """What every token of a recorded session sent through the base."""
+        return self._plot("session-spent", "Slots through the base for every decoded token", walkthrough.spent(session))
+
     def _sizes(self) -> list[scaling.Size]:
         return scaling.sizes(self.results.of("run").values())
 
@@ -222,6 +236,16 @@ class Blocks:
 
 def _recovered(arm: Mapping[str, Any] | None) -> str:
     return with_interval(arm, "recovered", ".2f") if arm is not None and "recovered" in arm else "–"
+
+
+def recall_raw(result: Result) -> str:
+    """What the base does with a recall task when it reads everything."""
+    return table(RAW_COLUMNS, raw_rows(result))
+
+
+def recall_memory(result: Result) -> str:
+    """What comes of it through the memory."""
+    return table(*memory_table(result))
 
 
 def difference(result: Result, pair: str) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 from megacontext.errors import DatasetError
 
 Result = Mapping[str, Any]
-KINDS = ("quality", "capacity", "recall", "speed", "storage", "suffix", "focus", "run")
+KINDS = ("quality", "capacity", "recall", "speed", "storage", "suffix", "focus", "reuse", "run")
 
 
 @dataclass(frozen=True, kw_only=True)

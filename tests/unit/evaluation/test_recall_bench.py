@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -56,10 +57,15 @@ def test_only_the_whole_answer_is_right() -> None:
     assert several.judge(" two\na = one") and not several.judge(" one\na = one")
 
 
+@cache
+def few_cases() -> list[Case]:
+    return [case for task in TASKS for case in draw_cases(task, 2, byte_tokenizer(), 0)]
+
+
 @settings(max_examples=8, deadline=None)
 @given(seed=st.integers(0, 10**6), newest=st.integers(1, 3000), files=st.integers(4, 30))
 def test_needles_stand_whole_and_far_back(seed: int, newest: int, files: int) -> None:
-    cases = [case for task in TASKS for case in draw_cases(task, 2, byte_tokenizer(), seed % 7)]
+    cases = few_cases()
     texts = TEXTS[:files]
     if sum(map(len, texts)) <= newest:
         with pytest.raises(DatasetError, match="no room"):

@@ -17,13 +17,18 @@ _STARTS = ("b", "br", "d", "dr", "f", "fl", "g", "h", "k", "kr", "l", "m", "n", 
 _VOWELS = ("a", "e", "i", "o", "u", "ai", "ei", "ou")
 _ENDS = ("", "", "n", "m", "x", "r", "l", "sk", "rt", "nd")
 FORMS = (
-    ("\nimport {key} as {value}\n", "\nimport {key} as", " {value}"),
     ("\nfrom .{key} import {key} as {value}\n", "\nfrom .{key} import {key} as", " {value}"),
-    ("\n    {key}={value},\n", "\n    {key}=", "{value}"),
+    (
+        "\ntry:\n    from .{key} import {key} as {value}\nexcept ImportError:\n    pass\n",
+        "\ntry:\n    from .{key} import {key} as",
+        " {value}",
+    ),
 )
-"""Line, question and answer: imports and assignments by keyword."""
+"""Told, asked and answer: imports under another name."""
 LIKE, VALUES, LINKS = 3, 2, 2
 """Further keys of a multi-key case, values of a multi-value case, links of a variable-tracking case."""
+_TRIES = 16
+"""Words from which a short one is taken."""
 COUNTS = (8, 4, 2)
 """How often the words of a most-frequent case occur."""
 
@@ -54,22 +59,31 @@ class Words:
         self._tokenizer, self._rng = tokenizer, rng
         self._known: set[str] = set()
 
-    def draw(self, count: int = 1) -> list[str]:
-        """``count`` words."""
+    def draw(self, count: int = 1, *, short: bool = False) -> list[str]:
+        """``count`` words; ``short`` ones take few tokens, as values do: every token more is a chance to slip."""
         ends: set[int] = set()
         words: list[str] = []
         while len(words) < count:
-            word = "".join(_syllable(self._rng) for _ in range(int(self._rng.integers(2, 4))))
-            end = self._tokenizer(" " + word, add_special_tokens=False)["input_ids"][-1]
+            drawn = [_word(self._rng) for _ in range(_TRIES if short else 1)]
+            word = min(drawn, key=lambda each: len(self._tokens(each)))
+            end = self._tokens(word)[-1]
             if word not in self._known and end not in ends and word.isidentifier():
                 self._known.add(word)
                 ends.add(end)
                 words.append(word)
         return words
 
+    def _tokens(self, word: str) -> list[int]:
+        ids: list[int] = self._tokenizer(" " + word, add_special_tokens=False)["input_ids"]
+        return ids
+
     def form(self) -> tuple[str, str, str]:
         """One of the forms."""
         return FORMS[int(self._rng.integers(len(FORMS)))]
+
+
+def _word(rng: np.random.Generator) -> str:
+    return "".join(_syllable(rng) for _ in range(int(rng.integers(2, 4))))
 
 
 def _syllable(rng: np.random.Generator) -> str:
@@ -88,7 +102,7 @@ def multi_key(words: Words) -> Case:
 
 def _keyed(task: str, words: Words, more: int) -> Case:
     line, asked, answer = words.form()
-    keys, values = words.draw(1 + more), words.draw(1 + more)
+    keys, values = words.draw(1 + more), words.draw(1 + more, short=True)
     pairs = [{"key": key, "value": value} for key, value in zip(keys, values, strict=True)]
     return Case(
         task=task,
@@ -102,7 +116,7 @@ def _keyed(task: str, words: Words, more: int) -> Case:
 def multi_value(words: Words) -> Case:
     """One key with several values, all of which are wanted."""
     line, asked, answer = words.form()
-    (key,), values = words.draw(), words.draw(VALUES)
+    (key,), values = words.draw(), words.draw(VALUES, short=True)
     pairs = [{"key": key, "value": value} for value in values]
     told = tuple(line.format_map(pair) for pair in pairs)
     return Case(
@@ -112,7 +126,7 @@ def multi_value(words: Words) -> Case:
 
 def variable_tracking(words: Words) -> Case:
     """A value that is passed on from variable to variable."""
-    names, (value,) = words.draw(1 + LINKS), words.draw()
+    names, (value,) = words.draw(1 + LINKS), words.draw(short=True)
     links = [f"\n{after} = {before}\n" for before, after in pairwise(names)]
     told = (f"\n{names[0]} = '{value}'\n", *links)
     return Case(task="variable_tracking", told=told, asked=f"\nassert {names[-1]} == '", answers=(value,), others=tuple(names))
@@ -120,7 +134,7 @@ def variable_tracking(words: Words) -> Case:
 
 def frequent_words(words: Words) -> Case:
     """Which of several calls occurs most often."""
-    (name,), values = words.draw(), words.draw(len(COUNTS))
+    (name,), values = words.draw(), words.draw(len(COUNTS), short=True)
     told = tuple(f"\n{name}({value})\n" for value, count in zip(values, COUNTS, strict=True) for _ in range(count))
     return Case(task="frequent_words", told=told, asked=f"\n{name}(", answers=(values[0],), others=tuple(values[1:]))
 
