@@ -174,5 +174,10 @@ class Request:
         for loop, future in self._sleepers:
             # A loop that is closed has nobody left who waits.
             if not loop.is_closed():
-                loop.call_soon_threadsafe(lambda future=future: future.done() or future.set_result(None))
+                loop.call_soon_threadsafe(_rouse, future)
         self._sleepers = []
+
+
+def _rouse(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
