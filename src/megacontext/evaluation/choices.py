@@ -23,7 +23,7 @@ from megacontext.models.bi_encoder import BiEncoder
 
 FloatArray = npt.NDArray[np.float64]
 BM25_QUERY = 8
-"""Newest tokens that BM25 is asked with. Chosen on validation items among 8, 16 and 32 (docs/log.md, 2026-11-24)."""
+"""Newest tokens that BM25 is asked with: few, since need is bursty; not tuned on this base."""
 COSINE_TAIL = 32
 
 
