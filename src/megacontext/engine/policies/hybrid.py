@@ -18,14 +18,12 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
-import numpy.typing as npt
 
 from megacontext.core import BLOCK, FocusScores, Targets
+from megacontext.core.node import BoolArray
 from megacontext.engine.policies.base import FloatArray, FocusView, IntArray
-from megacontext.engine.policies.suffix import went_on
+from megacontext.engine.policies.suffix import readable, went_on
 from megacontext.errors import ConfigError
-
-BoolArray = npt.NDArray[np.bool_]
 
 
 class BlockScorer(Protocol):
@@ -122,9 +120,7 @@ class Hybrid:
         blocks, place = np.unique(np.concatenate([blocks for blocks, _ in found]), return_inverse=True)
         worth = np.zeros(len(blocks), dtype=np.float32)
         np.maximum.at(worth, place, np.concatenate([each for _, each in found]))
-        timeline, raw = view.window.timeline, np.zeros(len(blocks), dtype=np.int8)
-        there = (worth > 0) & (view.window.covering(blocks) >= 0)
-        there &= ~(timeline.absent_mask(raw, blocks) | timeline.pruned_mask(raw, blocks))
+        there = (worth > 0) & readable(view, blocks)
         return blocks[there], worth[there]
 
     def _by_suffix(self, view: FocusView) -> tuple[IntArray, IntArray]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from megacontext.core import BLOCK, FocusScores, Targets
+from megacontext.core.node import BoolArray
 from megacontext.engine.policies.base import FloatArray, FocusView, IntArray
 
 LONGEST = 16
@@ -45,9 +46,20 @@ class Suffix:
         places, lengths = view.searches.suffixes(view.query, self._each, view.window.tail_start * BLOCK)
         long = lengths >= self._shortest
         blocks, lengths = went_on(places[long], np.minimum(lengths[long], LONGEST), view.window.tail_start)
+        there = readable(view, blocks)
+        blocks, lengths = blocks[there], lengths[there]
         # Of two with equal lengths the newer has the higher score, by less than a token more would bring.
         newness = (np.argsort(np.argsort(blocks)) + 1) / (len(blocks) + 1)
         return blocks, ((lengths + newness) / (LONGEST + 1)).astype(np.float32)
+
+
+def readable(view: FocusView, blocks: IntArray) -> BoolArray:
+    """Which of ``blocks`` int64 [k] the window covers and its reader may see raw: bool [k]. A match may lead up to one that he
+    may not."""
+    timeline, raw = view.window.timeline, np.zeros(len(blocks), dtype=np.int8)
+    there = (view.window.covering(blocks) >= 0) & ~timeline.absent_mask(raw, blocks)
+    seen: BoolArray = there & ~timeline.pruned_mask(raw, blocks)
+    return seen
 
 
 def went_on(places: IntArray, lengths: IntArray, stop: int) -> tuple[IntArray, IntArray]:
