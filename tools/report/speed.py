@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from matplotlib.ticker import FuncFormatter
+
 from megacontext.engine.profile import PARTS
 from megacontext.evaluation.speed_bench import tables
 from tools.report import plots
@@ -113,7 +115,7 @@ def drawn(result: Result) -> str:
                 if not xs:
                     continue
                 panel.plot(xs, ys, color=colour, marker="o", markersize=3, linestyle="--" if arm == "sliding" else "-")
-                above = arm != "sliding"
+                above = arm == "full"
                 panel.annotate(
                     label,
                     (xs[-1], ys[-1]),
@@ -125,6 +127,8 @@ def drawn(result: Result) -> str:
             panel.set_xscale("log")
             panel.set_yscale("log")
             panel.set_ylim(bottom=panel.get_ylim()[0] / 1.6, top=panel.get_ylim()[1] * 1.6)
+            for axis in (panel.yaxis.set_major_formatter, panel.yaxis.set_minor_formatter):
+                axis(FuncFormatter(lambda value, _: f"{value:g}"))
             panel.set_title(BASES[base])
             panel.set_xlabel("tokens of history")
             panel.grid(which="minor", visible=False)
