@@ -309,8 +309,8 @@ class LensConfig(RunConfig):
     ``interval``: tokens after a decision point that count. ``blocks`` of a training item are labelled, over ``horizon`` tokens;
     ``on_policy``: share of the items whose window is as ``policy`` leaves it (a LensNet's folder; None: the longest suffix
     matches). ``labels``: where they are kept (None: ``output``). ``layers`` 0 trains the linear model alone. ``outlier``: gains
-    beyond so many standard deviations count as that large. ``ranking`` weighs the pairwise loss, ``neutrality`` the difference between
-    the mean score of a window and its mean gain. ``validation_seed`` is apart from ``seed``, so that several seeds are compared
+    beyond so many standard deviations count as that large. ``ranking`` weighs the pairwise loss, ``neutrality`` the difference
+    between the mean score of a window and its mean gain. ``validation_seed`` is apart from ``seed``, so that several seeds are compared
     on the same items.
     """
 

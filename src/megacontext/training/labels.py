@@ -175,8 +175,9 @@ def _check(labels: Labels, row: int, item: Item, scorer: Scorer, path: Path) -> 
     again = worth_of_sets(item, scorer, labels.state[row], [block])[0]
     same = np.allclose(again, labels.worth[row, 0].astype(np.float64), rtol=_ROUNDING, atol=_ROUNDING)
     if not (same and np.array_equal(labels.ids[row], item.ids)):
+        told = float(labels.worth[row, 0].mean())
         raise InvariantError(
-            f"{path} says that block {int(block[0])} of item {row} is worth {float(labels.worth[row, 0].mean()):+.4f} nats a token, "
+            f"{path} says that block {int(block[0])} of item {row} is worth {told:+.4f} nats a token, "
             f"but measured again it is {float(again.mean()):+.4f}: delete the file and label anew"
         )
 
