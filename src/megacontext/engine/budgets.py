@@ -45,6 +45,6 @@ def telling_smallest(budget: int, timeline: Timeline, vectors: int, most: int) -
         if budget >= most or (needed := smallest(timeline, vectors, most)) is None or needed <= budget:
             raise
         raise BudgetError(
-            f"a budget of {budget} is too small for this memory: it takes {needed} at least, for the coarsest view of its "
-            f"{timeline.tokens:,} tokens and what is written next"
+            f"a budget of {budget} is too small for this memory: raise it to {needed}, which holds the coarsest view of its "
+            f"{timeline.tokens:,} tokens with room for what is written next"
         ) from error

@@ -39,7 +39,7 @@ def encoded(bundle: Bundle, ids: NDArray[np.int64]) -> F32:
 
 
 def _pairs(layout: KeyValueLayout, gists: F16) -> F32:
-    keys, values, _ = layout.unpack(torch.from_numpy(gists.astype(np.float32)))
+    keys, values, _ = layout.unpack(torch.from_numpy(gists.copy()).float())
     # [k, g, R, H, c]: the entries of all vectors of a node together, the heads of an entry as one vector.
     parts = [unit(part.flatten(3).flatten(1, 2).numpy()) for part in (keys, values)]
     return unit(np.concatenate(parts, axis=-1))

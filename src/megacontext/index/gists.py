@@ -6,8 +6,10 @@ entries, the cosine with the nearest of the node's (MaxSim: Khattab and Zaharia,
 
 The search goes down the tree with a beam: at each level it looks at the children of the `beam` best nodes of the level
 above, and at those complete nodes that have no parent yet (at most 31); at level 1 it ranks what it looked at. So it reads
-at most (32 · beam + 31) gists a level, however long the history is, and finds what the gists above lead to. A node that
-holds something the reader is denied has no gist for him: it is opened without being looked at (the `beam` newest of them).
+at most (32 · beam + 31) gists a level, however long the history is: all blocks of a memory of up to a million tokens, with the
+beam of 1,024 that is the default, and of a longer one what the gists above lead to. These lead poorly where they hold few of
+the entries below them (a narrow beam finds half of what reading every block does), hence the width. A node that holds
+something the reader is denied has no gist for him: it is opened without being looked at (the `beam` newest of them).
 
 Shapes: k nodes, g vectors a node of width d, e entries a node of width w, q entries of a query.
 """
@@ -35,14 +37,15 @@ F32 = NDArray[np.float32]
 Entries = Callable[[F16], F32]
 
 _CHILDREN = np.arange(BLOCK, dtype=np.int64)
-_PIECE = 1024
+_PIECE = 256
 
 
 @dataclass(frozen=True, kw_only=True)
 class GistSearchConfig:
-    """`beam`: how many nodes of a level are opened; None looks at every block instead, at a cost that grows with them."""
+    """`beam`: how many nodes of a level are opened, so that at most 32 times as many gists are read; None looks at every block
+    instead, at a cost that grows with them."""
 
-    beam: int | None = 32
+    beam: int | None = 1024
 
     def __post_init__(self) -> None:
         if self.beam is not None and self.beam < 1:
@@ -136,8 +139,8 @@ class _Descent:
 
 def unit(vectors: F32) -> F32:
     """Vectors [..., w] at length 1; those of length 0 stay."""
-    length = np.linalg.norm(vectors, axis=-1, keepdims=True)
-    scaled: F32 = np.divide(vectors, length, out=np.zeros_like(vectors), where=length > 0)
+    length = np.sqrt(np.einsum("...w,...w->...", vectors, vectors))
+    scaled: F32 = vectors * np.divide(1, length, out=np.zeros_like(length), where=length > 0)[..., None]
     return scaled
 
 
