@@ -58,10 +58,11 @@ def arms_of(bundle: Bundle) -> dict[str, FocusPolicy]:
     """Every arm, by name."""
     assert bundle.lens is not None
     lens = Lens(bundle.lens, bundle.base)
-    scorer = None if lens.centred else lens
     named: dict[str, FocusPolicy] = {"nothing": Nothing()}
+    if not lens.centred:
+        named["hybrid_and_lens"] = Hybrid(lens)
     named |= {name: policy_named(name, bundle) for name in ("recency", "retrieval", "suffix", "lens", "hybrid")}
-    return named | {name: Hybrid(scorer, config) for name, config in ABLATIONS.items()}
+    return named | {name: Hybrid(None, config) for name, config in ABLATIONS.items()}
 
 
 def files_of(blocks: Blocks) -> list[File]:

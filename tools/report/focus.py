@@ -20,6 +20,7 @@ _ARMS = {
     "hybrid_no_suffixes": "hybrid without suffixes",
     "hybrid_no_skips": "hybrid, only matches that end at the cursor",
     "hybrid_no_words": "hybrid without BM25",
+    "hybrid_and_lens": "hybrid with the LensNet's judgement added",
     "hybrid_and_gists": "hybrid with gist search as well",
 }
 

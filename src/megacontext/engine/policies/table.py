@@ -29,12 +29,11 @@ def policy_named(name: str, bundle: Bundle) -> FocusPolicy:
         raise ConfigError(f"{bundle.name} has no LensNet: choose hybrid, or train one with megacontext train lens")
     if name == "auto":
         name = "hybrid" if bundle.lens is not None else "retrieval"
-    lens = Lens(bundle.lens, bundle.base) if bundle.lens is not None else None
-    if name == "lens" and lens is not None:
-        return lens
+    if bundle.lens is not None and name == "lens":
+        return Lens(bundle.lens, bundle.base)
     if name == "hybrid":
-        # Scores that only compare blocks of one moment do not say what any is worth.
-        return Hybrid(None if lens is None or lens.centred else lens)
+        # As it was measured; what a LensNet in nats adds, `Hybrid(lens)`, was not yet.
+        return Hybrid()
     plain: dict[str, type[Suffix] | type[Retrieval] | type[Recency] | type[Random]] = {
         "suffix": Suffix,
         "retrieval": Retrieval,
