@@ -310,8 +310,8 @@ class LensConfig(RunConfig):
     ``on_policy``: share of the items whose window is as ``policy`` leaves it (a LensNet's folder; None: the longest suffix
     matches). ``labels``: where they are kept (None: ``output``). ``layers`` 0 trains the linear model alone. ``outlier``: gains
     beyond so many standard deviations count as that large. ``ranking`` weighs the pairwise loss, ``neutrality`` the difference
-    between the mean score of a window and its mean gain. ``validation_seed`` is apart from ``seed``, so that several seeds are compared
-    on the same items.
+    between the mean score of a window and its mean gain.
+    ``validation_seed`` is apart from ``seed``, so that several seeds are compared on the same items.
     """
 
     base: Path
