@@ -230,6 +230,9 @@ def _budget_figures(measured: Measured, budget: str, config: QualityConfig, bund
         result["arms"][name]["renewal"] = own[name]
     if bundle.gists is not None and far // BLOCK * bundle.gists.vectors <= slots:
         result["openings"] = arms.openings(far // BLOCK, slots, bundle.gists.vectors)
+        if not result["openings"]:
+            # The two are one and the same here: a difference of zero would read like a tie.
+            result["differences"].pop("megacontext-gist", None)
     if config.renewals:
         part = measured.take(few)
         at_each = {each: dict.fromkeys(quality.RENEWED, each) for each in config.intervals}

@@ -97,7 +97,8 @@ def test_the_result_has_the_form_of_the_benchmark(result: dict[str, Any], bundle
     least = result["budgets"]["1/16"]
     assert least["openings"] == 0 and least["arms"]["megacontext"]["nll"] == pytest.approx(result["arms"]["gist"]["nll"])
     assert not {"oracle", "random_expand", "recent_expand", "cosine"} & set(least["arms"])
-    assert "share_of_oracle" not in least and "megacontext-suffix" in least["differences"]
+    assert "share_of_oracle" not in least and "megacontext-gist" not in least["differences"]
+    assert "megacontext-suffix" in least["differences"]
     assert set(result["by_distance"]) == {"1-4", "5-16", "17-32"}
     assert result["unneeded_cost"]["gists"] == 8 and result["unneeded_cost"]["raw_tokens"] == 256 + 32
     config = result["config"]
