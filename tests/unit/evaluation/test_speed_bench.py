@@ -35,6 +35,7 @@ TINY = SpeedBenchConfig(
     intervals=(8,),
     reuse_items=0,
     memory=0,
+    policy="random",
     random=RandomLlama(width=32, layers=2, heads=2, intermediate=48, gist_hidden=32),
 )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from megacontext.engine.memory import PolicyName
 from megacontext.errors import ConfigError
 
 
@@ -26,7 +27,7 @@ class SpeedBenchConfig:
     as far as ``full_gigabytes`` of keys and values allow. ``random``: the second base (None: there is none). A prefill is timed
     in pieces of ``chunk`` tokens at ``depths``, in turns, ``repeats`` times. The trace of edits has ``refocuses``, is the one
     with the most expansions of ``tries`` continuations, and is read with each of ``intervals``. ``memory``: how many decoded
-    tokens the peak of memory is looked for in (0: not at all).
+    tokens the peak of memory is looked for in (0: not at all). ``policy``: whose edits the trace is of.
     """
 
     histories: tuple[int, ...] = (4096, 16384, 65536, 262_144, 1_048_576)
@@ -45,6 +46,7 @@ class SpeedBenchConfig:
     intervals: tuple[int, ...] = (16, 32)
     reuse_items: int = 12
     memory: int = 48
+    policy: PolicyName = "auto"
     random: RandomLlama | None = RandomLlama()
     seed: int = 0
 

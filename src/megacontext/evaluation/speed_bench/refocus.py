@@ -80,7 +80,7 @@ def _tried(growing: Growing, history: int, interval: int, config: SpeedBenchConf
     count = (config.refocuses + 1) * interval
     tokens = np.resize(growing.code.tokens(count), count)
     expansions, edits = [], []
-    with growing.session(history, "auto", interval=interval) as session:
+    with growing.session(history, config.policy, interval=interval) as session:
         policy = Recorded(session.policy)
         session.policy = policy
         run = Decoding(session, tokens)
@@ -99,7 +99,7 @@ def replayed(growing: Growing, name: str, trace: Trace, config: SpeedBenchConfig
     with ExitStack() as stack:
         runs: dict[str, Decoding] = {}
         for arm in ARMS:
-            session = stack.enter_context(growing.session(trace.history, "auto", interval=trace.interval, reuse=arm))
+            session = stack.enter_context(growing.session(trace.history, config.policy, interval=trace.interval, reuse=arm))
             session.policy = Recorded(session.policy, trace.scores)
             runs[arm.name] = Decoding(session, trace.tokens)
             runs[arm.name].round(trace.interval)

@@ -107,7 +107,7 @@ def _first_token(
         branch = growing.branch(history)
         started = time.perf_counter()
         memory = Memory(Repository.open(growing.memory.repository.root), growing.bundle)
-        with memory.session(name=branch, policy="auto", config=session_config(config)) as session:
+        with memory.session(name=branch, policy=config.policy, config=session_config(config)) as session:
             turn = session.begin_turn("")
             turn.choose(session.logits())
             taken.append(time.perf_counter() - started)
@@ -125,7 +125,7 @@ def _first_token(
 def _reuse(growing: Growing, config: SpeedBenchConfig, progress: Callable[[], None]) -> Records:
     """What reuse costs in NLL, over windows of real code behind the memory's."""
     bundle, trace = growing.bundle, TraceConfig(far=2048, decoded=128, budget=min(512, config.budget), recent=config.recent)
-    with growing.session(config.histories[0], "auto") as session:
+    with growing.session(config.histories[0], config.policy) as session:
         policy = session.policy
     codes = [growing.code.tokens(trace.far + trace.decoded) for _ in range(config.reuse_items)]
     whole = [ids for ids in codes if len(ids) == trace.far + trace.decoded]
