@@ -13,7 +13,8 @@ from typing import Any
 
 from megacontext.engine.bundle import BUNDLED
 from megacontext.engine.checks import SessionChecks
-from megacontext.engine.memory import Memory, PolicyName
+from megacontext.engine.memory import Memory
+from megacontext.engine.policies.table import PolicyName
 from megacontext.engine.session import SessionConfig
 from megacontext.errors import MegaContextError
 from megacontext.training.config import load_config

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from megacontext.engine.memory import PolicyName
+from megacontext.engine.policies.table import PolicyName
 from megacontext.errors import ConfigError
 
 
