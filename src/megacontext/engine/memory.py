@@ -334,7 +334,8 @@ class Memory(Searching):
     def scheduler(self, **settings: int) -> Scheduler:
         """Serves many sessions of this model at once, decoding them together; ``settings`` as in ``SchedulerConfig``.
 
-        As a context manager it has a thread: ``submit(session, prompt)`` comes back with a request, whose pieces can be iterated.
+        As a context manager it has a thread: ``submit(session, prompt)`` comes back with a request, whose pieces can be
+        iterated.
         """
         from megacontext.engine.scheduler import Scheduler, SchedulerConfig
 

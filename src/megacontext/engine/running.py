@@ -9,7 +9,6 @@ from megacontext.engine.assemble import IntArray
 from megacontext.engine.batch_reader import Reading
 from megacontext.engine.policies import FocusPolicy
 from megacontext.engine.request import Ended, Request
-from megacontext.engine.session import Session
 from megacontext.engine.turn import Turn
 from megacontext.errors import ConfigError
 
@@ -44,7 +43,7 @@ class Running:
         """Append at most ``most`` tokens of the prompt; how many they were. Begins the turn when none is left."""
         if self._prompt is None:
             tokenizer = self.session.bundle.tokenizer
-            ids = tokenizer(self.request.prompt, add_special_tokens=False)["input_ids"]
+            ids = tokenizer(self.request.prompt, add_special_tokens=False, split_special_tokens=True)["input_ids"]
             self._prompt = np.asarray(ids, dtype=np.int64)
         now, self._prompt = self._prompt[:most], self._prompt[most:]
         self.session.append_tokens(now)

@@ -195,7 +195,7 @@ def joined(first: Slots, then: Slots) -> Slots:
         name: np.concatenate([getattr(first, name), getattr(then, name)]) for name in ("token", "start", "stop", "entry")
     }
     shown = [part.vectors for part in (first, then) if len(part.vectors)]  # without gists there is no width either
-    return Slots(**columns, vectors=np.concatenate(shown) if shown else first.vectors)
+    return replace(then, **columns, vectors=np.concatenate(shown) if shown else first.vectors)
 
 
 def focused(policy: FocusPolicy, *, slots: int, renewal: int, allocator: AllocatorConfig | None = None) -> Arm:

@@ -76,9 +76,7 @@ class KeyValueGistNetConfig:
     @property
     def layout(self) -> KeyValueLayout:
         """How the numbers of a vector are laid out."""
-        return KeyValueLayout(
-            heads=self.heads, entries=self.entries, head_width=self.head_width, reluctance=self.reluctance
-        )
+        return KeyValueLayout(heads=self.heads, entries=self.entries, head_width=self.head_width, reluctance=self.reluctance)
 
 
 class KeyValueGistNet(PretrainedNet):
