@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
@@ -191,7 +193,7 @@ def in_front(change: Callable[[Item], npt.NDArray[np.float16]] | None, raw: int)
 
 def joined(first: Slots, then: Slots) -> Slots:
     """Two stretches of slots as one; ``first`` lies before ``then``."""
-    columns = {
+    columns: dict[str, Any] = {
         name: np.concatenate([getattr(first, name), getattr(then, name)]) for name in ("token", "start", "stop", "entry")
     }
     shown = [part.vectors for part in (first, then) if len(part.vectors)]  # without gists there is no width either

@@ -305,7 +305,7 @@ def test_folders_end_to_end(repository: Repository, tmp_path: Path) -> None:
     (root / "pkg").mkdir(parents=True)
     (root / "pkg" / "m.py").write_text("def f():\n    return 1\n")
     (root / "binary").write_bytes(b"\0")
-    receipt = add(repository, *find_sources([root], tags=["code"]))
+    receipt = add(repository, *find_sources([root], tags=["code"], around=tmp_path))
     assert receipt.added == ("file:src/pkg/m.py",) and len(receipt.skipped) == 1
     record = repository.snapshot().documents[0]
     assert (record.media_type, record.tags, record.lines) == ("text/x-python", ("code",), 2)
