@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from megacontext.engine.policies.table import PolicyName
 from megacontext.errors import ConfigError
