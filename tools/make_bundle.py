@@ -9,14 +9,11 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 from megacontext.engine.bundle import bundled_folder, load_bundle
 from megacontext.evaluation.tables import quality_markdown
 from megacontext.models import GistEncoder
-from megacontext.models.encoders import load_gistnet
-from megacontext.models.kv_gistnet import KeyValueGistNet
 
 CARD = """---
 license: apache-2.0
@@ -49,22 +46,11 @@ def _gists(encoder: GistEncoder | None) -> str:
     return f"32 tokens → keys and values of {layout.entries} of them in {heads} heads that look things up, every level"
 
 
-def set_reluctance(folder: Path, nats: float) -> None:
-    """Have the gists of the key/value GistNet in ``folder`` read with that ``KeyValueLayout.reluctance``."""
-    net = load_gistnet(folder)
-    if not isinstance(net, KeyValueGistNet):
-        raise SystemExit(f"{folder.name} makes gists in the embedding space: only key/value gists have a reluctance")
-    changed = KeyValueGistNet(replace(net.config, reluctance=nats))
-    changed.load_state_dict(net.state_dict())
-    changed.save_pretrained(folder)
-
-
 def main() -> None:
     """Copy the parts, check that they fit together, write the card."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     for part in ("base", "gistnet", "lensnet"):
         parser.add_argument(f"--{part}", type=Path, help=f"folder of the {part}")
-    parser.add_argument("--reluctance", type=float, help="nats by which lookups prefer raw tokens to key/value gists")
     parser.add_argument("--quality", type=Path, help="result of megacontext bench quality")
     arguments = parser.parse_args()
     folder = bundled_folder()
@@ -73,8 +59,6 @@ def main() -> None:
         if source is not None:
             shutil.rmtree(folder / part, ignore_errors=True)
             shutil.copytree(source, folder / part)
-    if arguments.reluctance is not None:
-        set_reluctance(folder / "gistnet", arguments.reluctance)
     bundle = load_bundle(folder)
     if arguments.quality is not None:
         result = json.loads(arguments.quality.read_text())
