@@ -20,7 +20,6 @@ from megacontext.storage import Repository
 from megacontext.testing.tiny_models import WIDTH, tiny_model
 
 VOCABULARY = 4000
-CONFIG = IngestConfig(batch_blocks=200)
 
 
 def train_tokenizer(path: Path, text: str) -> None:
@@ -46,10 +45,10 @@ def load(tokenizer: Path) -> tuple[BaseLM, MeanPoolGist]:
     return base, MeanPoolGist(WIDTH, 0.2)
 
 
-def add(memory: Path, tokenizer: Path, file: Path, log: Path, die_at: int = -1, die_after: float = 0.0) -> None:
-    """Adds a file to a memory. `log` gets a line for each thing that happened: `resumed N`, `blocks N` in all so far, and the
-    processor time of it all. The system kills the process once it has spent `die_after` more seconds of processor time after
-    block `die_at`: in the middle of whatever it does then, and without asking it."""
+def add(memory: Path, tokenizer: Path, file: Path, log: Path, batch: int, die_at: int = -1, die_after: float = 0.0) -> None:
+    """Adds a file to a memory, `batch` blocks together. `log` gets a line for each thing that happened: `resumed N`, `blocks N`
+    in all so far, and the processor time of it all. The system kills the process once it has spent `die_after` more seconds of
+    processor time after block `die_at`: in the middle of whatever it does then, and without asking it."""
     base, encoder = load(tokenizer)
     descriptor = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
     total, started, armed = 0, time.process_time(), die_at < 0
@@ -68,6 +67,6 @@ def add(memory: Path, tokenizer: Path, file: Path, log: Path, die_at: int = -1, 
             # that a busy machine makes no difference.
             signal.setitimer(signal.ITIMER_PROF, die_after)
 
-    ingest(Repository.open(memory), base, encoder, find_sources([file]), config=CONFIG, listener=tell)
+    ingest(Repository.open(memory), base, encoder, find_sources([file]), config=IngestConfig(batch_blocks=batch), listener=tell)
     os.write(descriptor, f"seconds {time.process_time() - started}\n".encode())
     os.close(descriptor)

@@ -124,7 +124,7 @@ def test_an_output_that_is_not_unicode(memory: Path) -> None:
 
 
 def test_progress_is_drawn_on_a_terminal_and_stdout_is_one_document(memory: Path, tmp_path: Path) -> None:
-    (tmp_path / "new.txt").write_text("new text\n" * 2000)
+    (tmp_path / "new.txt").write_text("new text\n" * 400)
     outer, inner = pty.openpty()
     with subprocess.Popen(
         [sys.executable, "-m", "megacontext.cli.main", "-C", str(memory), "add", "new.txt", "absent", "--json"],
