@@ -385,5 +385,5 @@ def test_a_memory_is_what_dictionaries_say(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
     monkeypatch.setattr(os, "fdatasync", lambda descriptor: None)
     MemoryMachine.bundle = load_bundle(save_tiny_bundle(tmp_path / "bundle", lensnet=False))
-    few = settings(max_examples=100 if LONG else 6, stateful_step_count=30 if LONG else 20, deadline=None)
+    few = settings(max_examples=100 if LONG else 4, stateful_step_count=30 if LONG else 15, deadline=None)
     run_state_machine_as_test(MemoryMachine, settings=few)

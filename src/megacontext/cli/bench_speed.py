@@ -38,11 +38,11 @@ def bench_speed(
     profile: Annotated[bool, typer.Option("--profile", help="Also show where the time of a token goes.")] = False,
     quick: Annotated[bool, typer.Option("--quick", help="Short histories and few repeats, for CI.")] = False,
 ) -> None:
-    """Measure what a token costs however long the history is, beside the same base reading everything and beside a plain
-    sliding window; what a refocus recomputes; and ingest beside a prefill.
+    """Measure what a token costs, however long the history is.
 
-    On the bundle and on a Llama of random weights (100M parameters). All is measured in turns, so that the ratios hold on a
-    busy machine; the milliseconds hold only on a quiet one.
+    Beside the same base reading everything and beside a plain sliding window; what a refocus recomputes; and ingest beside a
+    prefill. On the bundle and on a Llama of random weights (100M parameters). All is measured in turns, so that the ratios hold
+    on a busy machine; the milliseconds hold only on a quiet one.
     """
     from megacontext.evaluation.speed_bench import RandomLlama, SpeedBenchConfig, run
     from megacontext.evaluation.speed_bench.machine import load

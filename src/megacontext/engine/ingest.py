@@ -1,7 +1,6 @@
 """Ingest: texts become documents of a memory, with the gists of every level, batched and resumable.
 
-What is acknowledged (by a `sync` after every batch) survives a crash: run again with the same sources, documents that are
-complete are recognised by their hash and the unfinished one goes on where it was. The result is the same, bit for bit.
+What is acknowledged (by a `sync` after every batch) survives a crash: run again, it goes on where it was, bit for bit.
 """
 
 from __future__ import annotations

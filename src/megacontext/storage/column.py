@@ -114,8 +114,10 @@ class Column:
     def _gathered(self, number: I64, row: I64) -> Array:
         """Copies of the rows with int64 [k] these numbers in the pieces with these."""
         pieces = self._known()
+        # The count first: another thread may add a piece meanwhile, which tells its count last.
+        count = pieces.count.take(number)
         if row_bytes(self._tail) <= LARGEST_ROW and pieces.reachable:
-            rows = gather(pieces.first.take(number), row, pieces.count.take(number), self._tail)
+            rows = gather(pieces.first.take(number), row, count, self._tail)
             if rows is not None:
                 return rows
         for each in np.unique(number).tolist():

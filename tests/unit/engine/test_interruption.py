@@ -80,6 +80,8 @@ def test_an_interruption_at_any_line_leaves_a_session_that_goes_on(kv_memory: Me
                 broken_off += 1
             finally:
                 sys.settrace(before)
+                # Raised on the line of a `with` that ends, it keeps Python from leaving torch's no_grad.
+                torch.set_grad_enabled(True)
             agree(kv_memory, session)
         assert broken_off >= 6
         tokens = session.window.timeline.tokens

@@ -102,11 +102,11 @@ def test_one_file_in_common_does_not_make_two_folders_one(tmp_path: Path) -> Non
 
 
 def test_a_memory_that_moved_alone_knows_what_it_left_behind_and_what_moved_elsewhere(tmp_path: Path) -> None:
-    write(tmp_path, {"old/docs/a.md": text("a"), "old/docs/b.md": text("b"), "home/you/x.md": text("x")})
-    before = {"file:docs/a.md": text("a"), "file:docs/b.md": text("b"), f"file://{tmp_path}/home/me/x.md": text("x")}
+    write(tmp_path, {"old/docs/a.md": text("a"), "old/docs/b.md": text("b"), "there/you/x.md": text("x")})
+    before = {"file:docs/a.md": text("a"), "file:docs/b.md": text("b"), f"file://{tmp_path}/there/me/x.md": text("x")}
     moved = Memory(tmp_path / "new", before)
     assert set(moved.add(tmp_path / "old" / "docs")) == {"file:docs/a.md", "file:docs/b.md"}
-    assert set(moved.add(tmp_path / "home" / "you" / "x.md")) == {f"file://{tmp_path}/home/me/x.md"}
+    assert set(moved.add(tmp_path / "there" / "you" / "x.md")) == {f"file://{tmp_path}/there/me/x.md"}
 
 
 def test_what_has_its_name_keeps_it(tmp_path: Path) -> None:

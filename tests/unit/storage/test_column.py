@@ -156,6 +156,27 @@ def test_many_threads_read_while_pieces_are_forgotten(monkeypatch: pytest.Monkey
         assert all(pool.map(read, range(16)))
 
 
+def test_a_piece_that_another_thread_adds_between_two_looks_is_not_taken_from_nowhere() -> None:
+    rows = rows_of(64, (8,), np.uint32)
+    whole = cut(rows, 32, 64)
+    pieces = whole._pieces
+
+    class AddedMeanwhile:
+        """What another thread does right after the places of pieces were looked at."""
+
+        def __init__(self, first: np.ndarray) -> None:
+            self.first = first
+
+        def take(self, number: np.ndarray) -> np.ndarray:
+            pieces.first = self.first
+            seen = self.first.take(number)
+            pieces.add(1, rows[32:])
+            return seen
+
+    pieces.first = AddedMeanwhile(pieces.first)  # type: ignore[assignment]
+    np.testing.assert_array_equal(whole.at(np.array([40, 33])), rows[[40, 33]])
+
+
 def test_a_view_stays_as_it_was_while_rows_are_added() -> None:
     rows = Rows((2,), np.uint32)
     rows.append(rows_of(3, (2,), np.uint32))
