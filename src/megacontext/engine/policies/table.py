@@ -32,7 +32,7 @@ def policy_named(name: str, bundle: Bundle) -> FocusPolicy:
     if bundle.lens is not None and name == "lens":
         return Lens(bundle.lens, bundle.base)
     if name == "hybrid":
-        # As it was measured; what a LensNet in nats adds, `Hybrid(lens)`, was not yet.
+        # A LensNet in nats beside it, `Hybrid(lens)`, made no clear difference on long histories (docs/focus.md).
         return Hybrid()
     plain: dict[str, type[Suffix] | type[Retrieval] | type[Recency] | type[Random]] = {
         "suffix": Suffix,
