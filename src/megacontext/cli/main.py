@@ -104,6 +104,8 @@ def _later(name: str) -> Any:
     face = getattr(import_module(LATER[name]), name)
     alone = typer.Typer(add_completion=False)
     if isinstance(face, typer.Typer):
+        # By name: in which order their modules were imported is nobody's affair.
+        face.registered_commands.sort(key=lambda command: command.name or "")
         alone.add_typer(face, name=name)
     else:
         alone.command(name, epilog=f"Example:\n\nmegacontext {name}")(face)
